@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two-view predictors: the protocol and its implementations."""

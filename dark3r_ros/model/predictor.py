@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol that every two-view predictor follows, learned or classical.
+
+A frame is encoded once, however many pairs it joins; pairs are matched in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from dark3r_ros.types import Correspondences, Planes
+
+
+class Features(Protocol):
+    """What a predictor remembers of one frame. Only the predictor that made it looks inside."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        ...
+
+
+class Predictor(Protocol):
+    """Two frames in; correspondences with confidence and, where it can, point maps out."""
+
+    @property
+    def name(self) -> str:
+        """Short name for reports, such as `classical`."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights and settings, so that results can be traced and cached."""
+        ...
+
+    def encode(self, planes: Planes) -> Features:
+        """Encode one frame."""
+        ...
+
+    def match(self, pairs: Sequence[tuple[Features, Features]]) -> list[Correspondences]:
+        """Match each pair (a, b); the result has one entry a pair, in order."""
+        ...
