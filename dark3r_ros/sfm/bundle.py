@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundle adjustment with known intrinsics: Levenberg-Marquardt on the Schur complement of the poses.
+
+Residuals are differences of normalised image coordinates times the focal length, hence in pixels. Poses are
+perturbed from the left, camera_from_world <- exp(twist) camera_from_world. Blocks are sparse, all arithmetic is
+float64, and the order of every sum is fixed, so that the same problem gives the same result.
+Source: Triggs et al., Bundle Adjustment - A Modern Synthesis, 2000, sections 4 and 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, sparse
+
+from dark3r_ros.geometry import se3
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class BundleProblem:
+    """One bundle adjustment.
+
+    Attributes
+    ----------
+    cameras_from_world: (F, 4, 4) poses, start values.
+    pose_free: (F,) bool, which poses may move. Without two fixed poses the gauge is held by the damping alone.
+    points: (P, 3) world points, start values; all may move.
+    frame_index, point_index: (K,) which frame sees which point; a pair occurs once.
+    observations: (K, 2) undistorted normalised coordinates.
+    focal: pixels per normalised unit, so that residuals and `robust_width` are in pixels.
+    robust_width: residual in pixels from which the Huber loss grows only linearly.
+
+    """
+
+    cameras_from_world: Array
+    pose_free: NDArray[np.bool_]
+    points: Array
+    frame_index: Index
+    point_index: Index
+    observations: Array
+    focal: float
+    robust_width: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class BundleResult:
+    """Refined poses (F, 4, 4), points (P, 3), residual lengths (K,) in pixels, and how the solver went.
+
+    `residuals` is infinite where a point ended behind its camera. `pose_covariance` (F, 6, 6) belongs to left
+    twists (translation, rotation), zero for fixed poses, scaled by the residual variance; None unless asked for.
+    """
+
+    cameras_from_world: Array
+    points: Array
+    residuals: Array
+    cost_before: float
+    cost_after: float
+    iterations: int
+    pose_covariance: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Linearised:
+    hessian_poses: Array  # (F, 6, 6)
+    hessian_points: Array  # (P, 3, 3)
+    coupling: Array  # (K, 6, 3)
+    gradient_poses: Array  # (F, 6)
+    gradient_points: Array  # (P, 3)
+
+
+_MIN_DEPTH = 1e-6
+
+
+def _local_points(problem: BundleProblem) -> Array:
+    poses = problem.cameras_from_world[problem.frame_index]
+    points = problem.points[problem.point_index]
+    return np.einsum('kij,kj->ki', poses[:, :3, :3], points) + poses[:, :3, 3]
+
+
+def _residuals(problem: BundleProblem, local: Array) -> tuple[Array, NDArray[np.bool_]]:
+    front = local[:, 2] > _MIN_DEPTH
+    z = np.where(front, local[:, 2], 1.0)
+    residual = problem.focal * (local[:, :2] / z[:, None] - problem.observations)
+    return np.where(front[:, None], residual, 0.0), front
+
+
+def _robust_cost(length: Array, front: NDArray[np.bool_], width: float) -> float:
+    """Huber cost; a point behind its camera costs as much as one 20 widths off, so that none is gained by going there."""
+    length = np.where(front, length, 20.0 * width)
+    quadratic = length <= width
+    return float(np.where(quadratic, 0.5 * length**2, width * (length - 0.5 * width)).sum())
+
+
+def _cost(problem: BundleProblem) -> tuple[float, Array]:
+    residual, front = _residuals(problem, _local_points(problem))
+    length = np.hypot(residual[:, 0], residual[:, 1])
+    return _robust_cost(length, front, problem.robust_width), np.where(front, length, np.inf)
+
+
+def _sum_by(index: Index, values: Array, count: int) -> Array:
+    """Sum rows of `values` (K, ...) that share an index; the sparse product keeps a fixed order and is fast."""
+    flat = values.reshape(len(values), -1)
+    selector = sparse.csr_matrix((np.ones(len(index)), (index, np.arange(len(index)))), shape=(count, len(index)))
+    return np.asarray(selector @ flat).reshape(count, *values.shape[1:])
+
+
+def _linearise(problem: BundleProblem) -> _Linearised:
+    local = _local_points(problem)
+    residual, front = _residuals(problem, local)
+    length = np.hypot(residual[:, 0], residual[:, 1])
+    weight = np.where(length > problem.robust_width, problem.robust_width / np.maximum(length, 1e-12), 1.0)
+    root = np.sqrt(weight * front)
+    z_inverse = np.where(front, 1.0 / np.where(front, local[:, 2], 1.0), 0.0)
+    projection = np.zeros((len(local), 2, 3))
+    projection[:, 0, 0] = projection[:, 1, 1] = problem.focal * z_inverse
+    projection[:, 0, 2] = -problem.focal * local[:, 0] * z_inverse**2
+    projection[:, 1, 2] = -problem.focal * local[:, 1] * z_inverse**2
+    projection *= root[:, None, None]
+    by_point = projection @ problem.cameras_from_world[problem.frame_index][:, :3, :3]
+    by_pose = np.concatenate([projection, -projection @ se3.hat(local)], axis=2)
+    by_pose *= problem.pose_free[problem.frame_index][:, None, None]
+    weighted = residual * root[:, None]
+    frames, points = len(problem.cameras_from_world), len(problem.points)
+    pose_t, point_t = by_pose.transpose(0, 2, 1), by_point.transpose(0, 2, 1)
+    return _Linearised(
+        _sum_by(problem.frame_index, pose_t @ by_pose, frames),
+        _sum_by(problem.point_index, point_t @ by_point, points),
+        pose_t @ by_point,
+        _sum_by(problem.frame_index, (pose_t @ weighted[:, :, None])[:, :, 0], frames),
+        _sum_by(problem.point_index, (point_t @ weighted[:, :, None])[:, :, 0], points),
+    )
+
+
+def _block_diagonal_damped(blocks: Array, damping: float) -> Array:
+    result = blocks.copy()
+    diagonal = np.arange(blocks.shape[1])
+    own = blocks[:, diagonal, diagonal]
+    result[:, diagonal, diagonal] += damping * np.maximum(own, 1e-6)
+    return result
+
+
+class _Schur:
+    """Reduced system over the free poses for one linearisation; damping may vary."""
+
+    def __init__(self, problem: BundleProblem, system: _Linearised) -> None:
+        self._problem, self._system = problem, system
+        self._free = np.flatnonzero(problem.pose_free)
+        frames, points = len(problem.cameras_from_world), len(problem.points)
+        order = np.lexsort((problem.point_index, problem.frame_index))
+        counts = np.bincount(problem.frame_index, minlength=frames)
+        self._order = order
+        self._indptr = np.concatenate([[0], np.cumsum(counts)])
+        self._columns = problem.point_index[order]
+        self._coupling = self._bsr(system.coupling[order], (6 * frames, 3 * points))
+        self._coupling_t = self._coupling.T.tocsr()
+
+    def _bsr(self, blocks: Array, shape: tuple[int, int]) -> sparse.bsr_matrix:
+        return sparse.bsr_matrix((blocks, self._columns, self._indptr), shape=shape)
+
+    def reduced(self, damping: float) -> tuple[Array, Array, Array]:
+        """Reduced matrix (6f, 6f), its right side (6f,) and the inverted point blocks (P, 3, 3)."""
+        system = self._system
+        inverse_points = np.linalg.inv(_block_diagonal_damped(system.hessian_points, damping))
+        scaled = system.coupling[self._order] @ inverse_points[self._columns]
+        scaled_sparse = self._bsr(scaled, self._coupling.shape)
+        rows = (6 * self._free[:, None] + np.arange(6)).ravel()
+        product = (scaled_sparse.tocsr()[rows] @ self._coupling_t[:, rows]).toarray()
+        matrix = -product
+        blocks = _block_diagonal_damped(system.hessian_poses[self._free], damping)
+        for number, block in enumerate(blocks):
+            place = slice(6 * number, 6 * number + 6)
+            matrix[place, place] += block
+        right = -system.gradient_poses.ravel() + scaled_sparse @ system.gradient_points.ravel()
+        return matrix, right[rows], inverse_points
+
+    def step(self, damping: float) -> tuple[Array, Array] | None:
+        """Twists (F, 6) and point moves (P, 3), or None where the system is not positive definite."""
+        problem, system = self._problem, self._system
+        twists = np.zeros((len(problem.cameras_from_world), 6))
+        matrix, right, inverse_points = self.reduced(damping)
+        if len(self._free):
+            try:
+                factor = linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+            except linalg.LinAlgError:
+                return None
+            twists[self._free] = linalg.cho_solve(factor, right, check_finite=False).reshape(-1, 6)
+        back = system.gradient_points.ravel() + self._coupling_t @ twists.ravel()
+        moves = -np.einsum('pij,pj->pi', inverse_points, back.reshape(-1, 3))
+        return twists, moves
+
+    def covariance(self) -> Array:
+        """Inverse of the undamped reduced matrix as (F, 6, 6) blocks, zero for fixed poses."""
+        matrix, _, _ = self.reduced(1e-9)
+        result = np.zeros((len(self._problem.cameras_from_world), 6, 6))
+        inverted = linalg.pinvh(matrix)
+        for number, frame in enumerate(self._free):
+            place = slice(6 * number, 6 * number + 6)
+            result[frame] = inverted[place, place]
+        return result
+
+
+def _moved(problem: BundleProblem, twists: Array, moves: Array) -> BundleProblem:
+    poses = problem.cameras_from_world.copy()
+    for frame in np.flatnonzero(problem.pose_free):
+        poses[frame] = se3.exp(twists[frame]) @ poses[frame]
+    return replace(problem, cameras_from_world=poses, points=problem.points + moves)
+
+
+def adjust(
+    problem: BundleProblem, max_iterations: int = 15, tolerance: float = 1e-4, with_covariance: bool = False
+) -> BundleResult:
+    """Minimise the robust reprojection error over the free poses and all points.
+
+    Stops after `max_iterations` accepted or refused steps, or when a step lowers the cost by less than the share
+    `tolerance`. The input is not changed.
+    """
+    cost, residuals = _cost(problem)
+    before, damping, iterations = cost, 1e-4, 0
+    schur = _Schur(problem, _linearise(problem))
+    while iterations < max_iterations:
+        iterations += 1
+        step = schur.step(damping)
+        if step is not None:
+            trial = _moved(problem, *step)
+            trial_cost, trial_residuals = _cost(trial)
+        if step is None or not trial_cost < cost:
+            damping *= 8.0
+            if damping > 1e8:
+                break
+            continue
+        gained = (cost - trial_cost) / max(cost, 1e-12)
+        problem, cost, residuals = trial, trial_cost, trial_residuals
+        damping = max(damping / 4.0, 1e-9)
+        if gained < tolerance:
+            break
+        schur = _Schur(problem, _linearise(problem))
+    covariance = None
+    if with_covariance:
+        covariance = _scaled_covariance(problem, residuals)
+    poses = np.stack([se3.normalised(pose) for pose in problem.cameras_from_world])
+    return BundleResult(poses, problem.points, residuals, before, cost, iterations, covariance)
+
+
+def _scaled_covariance(problem: BundleProblem, residuals: Array) -> Array:
+    finite = np.minimum(residuals[np.isfinite(residuals)], 3.0 * problem.robust_width)
+    free = 2 * len(finite) - 3 * len(problem.points) - 6 * int(problem.pose_free.sum())
+    variance = float((finite**2).sum()) / max(free, 1)
+    return variance * _Schur(problem, _linearise(problem)).covariance()

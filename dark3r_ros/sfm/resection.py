@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pose of one calibrated view from known 3-D points, with covariance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.geometry import se3
+from dark3r_ros.geometry.two_view import reprojection_errors
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Resection:
+    """Pose of a view: camera_from_world (4, 4), inliers (N,) bool, covariance (6, 6) of the left twist."""
+
+    camera_from_world: Array
+    inliers: NDArray[np.bool_]
+    covariance: Array
+
+
+def resect(
+    points: Array,
+    observed: Array,
+    focal: float,
+    threshold_px: float,
+    *,
+    guess: Array | None = None,
+    min_inliers: int = 12,
+    max_iterations: int = 1000,
+) -> Resection | None:
+    """Pose from points (N, 3) and normalised observations (N, 2), or None without enough support.
+
+    A `guess` (camera_from_world) that already explains half of the points is refined at once; otherwise PoseLib's
+    LO-RANSAC P3P (fixed seed) finds the start. Inliers reproject within `threshold_px` pixels of focal length `focal`.
+    """
+    if len(points) < max(min_inliers, 4):
+        return None
+    threshold = threshold_px / focal
+    pose = None
+    if guess is not None:
+        good = reprojection_errors(guess, points, observed) < 2.0 * threshold
+        if good.sum() >= max(min_inliers, 0.5 * len(points)):
+            pose = guess
+    if pose is None:
+        pose = _ransac(points, observed, threshold, max_iterations)
+        if pose is None:
+            return None
+    for _ in range(3):
+        inliers = reprojection_errors(pose, points, observed) < threshold
+        if inliers.sum() < min_inliers:
+            return None
+        pose, covariance = refine_pose(pose, points[inliers], observed[inliers], focal)
+    inliers = reprojection_errors(pose, points, observed) < threshold
+    if inliers.sum() < min_inliers:
+        return None
+    return Resection(pose, inliers, covariance)
+
+
+def _ransac(points: Array, observed: Array, threshold: float, max_iterations: int) -> Array | None:
+    import poselib
+
+    scale = 1.0 / threshold
+    camera = {'model': 'SIMPLE_PINHOLE', 'width': 2, 'height': 2, 'params': [scale, 0.0, 0.0]}
+    options = {'max_reproj_error': 1.0, 'max_iterations': max_iterations, 'min_iterations': 30, 'seed': 0}
+    pose, info = poselib.estimate_absolute_pose(observed * scale, points, camera, options, {})
+    if not info['num_inliers'] or not np.isfinite(pose.t).all():
+        return None
+    return se3.make(pose.R, pose.t)
+
+
+def refine_pose(
+    pose: Array, points: Array, observed: Array, focal: float, robust_width: float = 1.0, iterations: int = 8
+) -> tuple[Array, Array]:
+    """Minimise the Huber reprojection error in pixels over one pose (4, 4) with the points (N, 3) held fixed.
+
+    Returns the pose and the covariance (6, 6) of its left twist, scaled by the residual variance.
+    """
+    damping = 1e-6
+    cost, residual, jacobian, weight = _pose_system(pose, points, observed, focal, robust_width)
+    for _ in range(iterations):
+        normal = np.einsum('n,nri,nrj->ij', weight, jacobian, jacobian)
+        gradient = np.einsum('n,nri,nr->i', weight, jacobian, residual)
+        step = -np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-9), gradient)
+        trial = se3.exp(step) @ pose
+        system = _pose_system(trial, points, observed, focal, robust_width)
+        if not system[0] < cost:
+            damping *= 10.0
+            if damping > 1e4:
+                break
+            continue
+        gained = (cost - system[0]) / max(cost, 1e-12)
+        pose, damping = trial, max(damping / 10.0, 1e-9)
+        cost, residual, jacobian, weight = system
+        if gained < 1e-5:
+            break
+    normal = np.einsum('n,nri,nrj->ij', weight, jacobian, jacobian)
+    freedom = max(2 * len(points) - 6, 1)
+    variance = float((weight[:, None] * residual**2).sum()) / freedom
+    return se3.normalised(pose), variance * np.linalg.pinv(normal, hermitian=True)
+
+
+def _pose_system(
+    pose: Array, points: Array, observed: Array, focal: float, width: float
+) -> tuple[float, Array, Array, Array]:
+    local = points @ pose[:3, :3].T + pose[:3, 3]
+    front = local[:, 2] > 1e-6
+    z_inverse = np.where(front, 1.0 / np.where(front, local[:, 2], 1.0), 0.0)
+    residual = focal * (local[:, :2] * z_inverse[:, None] - observed) * front[:, None]
+    length = np.where(front, np.hypot(residual[:, 0], residual[:, 1]), 20.0 * width)
+    weight = np.where(front, np.minimum(1.0, width / np.maximum(length, 1e-12)), 0.0)
+    cost = float(np.where(length <= width, 0.5 * length**2, width * (length - 0.5 * width)).sum())
+    projection = np.zeros((len(points), 2, 3))
+    projection[:, 0, 0] = projection[:, 1, 1] = focal * z_inverse
+    projection[:, 0, 2] = -focal * local[:, 0] * z_inverse**2
+    projection[:, 1, 2] = -focal * local[:, 1] * z_inverse**2
+    jacobian = np.concatenate([projection, -projection @ se3.hat(local)], axis=2)
+    return cost, residual, jacobian, weight
