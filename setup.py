@@ -3,12 +3,35 @@
 
 from setuptools import find_packages, setup
 
+MESH = ['open3d-cpu>=0.19', 'libusb-package']
+VIEWER = ['rerun-sdk>=0.20']
+DEV = ['pytest>=8', 'pytest-timeout', 'pytest-xdist', 'hypothesis>=6', 'mypy>=1.10', 'ruff>=0.9', 'types-PyYAML', 'types-tqdm', 'types-psutil']
+
 setup(
     name='dark3r_ros',
     version='0.1.0',
+    description='Structure from motion, online mapping and radiance fields from raw images taken in the dark',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
     packages=find_packages(include=['dark3r_ros', 'dark3r_ros.*']),
     package_data={'dark3r_ros': ['py.typed']},
     python_requires='>=3.10',
-    install_requires=['numpy', 'scipy', 'torch', 'safetensors', 'opencv-python-headless', 'pyyaml', 'rosbags', 'rawpy', 'poselib', 'matplotlib', 'tqdm'],
+    install_requires=[
+        'matplotlib>=3.8',
+        'numpy>=1.26',
+        'opencv-python-headless>=4.9',
+        'poselib>=2.0.4',
+        'psutil>=5.9',
+        'pycolmap>=3.11',
+        'pyyaml>=6',
+        'rawpy>=0.21',
+        'rosbags>=0.10,<0.12',
+        'safetensors>=0.4.3',
+        'scipy>=1.11',
+        'torch>=2.4',
+        'tqdm>=4.60',
+        'zstandard>=0.20',
+    ],
+    extras_require={'mesh': MESH, 'viewer': VIEWER, 'dev': DEV},
     entry_points={'console_scripts': ['dark3r = dark3r_ros.cli.main:main']},
 )
