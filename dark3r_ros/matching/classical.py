@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.config import Config, setting, to_mapping
+from dark3r_ros.raw.blind import plane_noise_variance
 from dark3r_ros.raw.noise import NoiseModel
-from dark3r_ros.raw.snr import noise_sigma
 from dark3r_ros.types import Correspondences, Planes
 
 
@@ -62,9 +62,9 @@ def stabilise(planes: Planes, noise: NoiseModel | None) -> NDArray[np.float32]:
     grey = np.tensordot(weights / total, planes.signal(), axes=1).astype(np.float32)
     if noise is not None and not planes.processed:
         slope = noise.gain / total
-        floor = float(noise.read_variance) / total
+        floor = noise.dark_variance / total
     else:
-        variance = noise_sigma(grey) ** 2
+        variance = max(float((weights / total) ** 2 @ plane_noise_variance(planes)), 1e-6)
         slope = variance / max(float(np.median(grey)), 1e-3)
         floor = 0.1 * variance
     floor = max(floor, 1e-6)
@@ -102,7 +102,7 @@ class ClassicalPredictor:
     def __init__(self, config: ClassicalConfig | None = None, noise: NoiseModel | None = None) -> None:
         self._config = config or ClassicalConfig()
         self._noise = noise
-        self._sift = cv2.SIFT_create(0, 3, self._config.contrast_threshold, 10.0, 1.6)
+        self._sift = cv2.SIFT.create(0, 3, self._config.contrast_threshold, 10.0, 1.6)
 
     @property
     def fingerprint(self) -> str:

@@ -41,7 +41,8 @@ def estimate_two_view(
     """Estimate the relative pose from matches (N, 2) in normalised coordinates, or None without support.
 
     `threshold` is the largest epipolar error of an inlier in the same units. Robust five-point estimation by
-    PoseLib (LO-RANSAC, fixed seed, so that the same input gives the same pose), then every inlier must lie in front of both cameras.
+    PoseLib (LO-RANSAC, fixed seed, so that the same input gives the same pose), then every inlier must lie in front
+    of both cameras.
     """
     import poselib
 

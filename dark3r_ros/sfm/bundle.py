@@ -90,7 +90,7 @@ def _residuals(problem: BundleProblem, local: Array) -> tuple[Array, NDArray[np.
 
 
 def _robust_cost(length: Array, front: NDArray[np.bool_], width: float) -> float:
-    """Huber cost; a point behind its camera costs as much as one 20 widths off, so that none is gained by going there."""
+    """Huber cost; a point behind its camera costs as much as one 20 widths off, so that none gains by going there."""
     length = np.where(front, length, 20.0 * width)
     quadratic = length <= width
     return float(np.where(quadratic, 0.5 * length**2, width * (length - 0.5 * width)).sum())
@@ -165,7 +165,7 @@ class _Schur:
     def reduced(self, damping: float) -> tuple[Array, Array, Array]:
         """Reduced matrix (6f, 6f), its right side (6f,) and the inverted point blocks (P, 3, 3)."""
         system = self._system
-        inverse_points = np.linalg.inv(_block_diagonal_damped(system.hessian_points, damping))
+        inverse_points = np.linalg.inv(_block_diagonal_damped(system.hessian_points, damping)).astype(np.float64, copy=False)
         scaled = system.coupling[self._order] @ inverse_points[self._columns]
         scaled_sparse = self._bsr(scaled, self._coupling.shape)
         rows = (6 * self._free[:, None] + np.arange(6)).ravel()

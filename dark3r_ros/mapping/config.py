@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the online mapping pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dark3r_ros.config import Config, setting
+
+
+@dataclass(frozen=True)
+class MappingConfig(Config):
+    """Settings of the online mapping pipeline; pixels are those of the binned planes."""
+
+    binning: int = setting(
+        0, 'Side of the block of raw pixels averaged into one value; 0 chooses one for network_width.', minimum=0
+    )
+    network_width: int = setting(320, 'Width that the automatic binning aims at.', unit='px', minimum=64, maximum=4096)
+    min_matches: int = setting(20, 'Fewest matches that are worth a pose estimate.', minimum=8)
+    min_inliers: int = setting(15, 'Fewest correspondences that must agree with a pose.', minimum=6)
+    max_error: float = setting(
+        2.0, 'Largest reprojection or epipolar error of an inlier.', unit='px', minimum=0.1, maximum=20.0
+    )
+    init_parallax: float = setting(
+        2.0, 'Median triangulation angle that starts a map.', unit='deg', minimum=0.1, maximum=45.0
+    )
+    init_inliers: int = setting(40, 'Fewest triangulated matches that start a map.', minimum=10)
+    min_parallax: float = setting(
+        0.6, 'Smallest triangulation angle of a new landmark.', unit='deg', minimum=0.0, maximum=20.0
+    )
+    keyframe_overlap: float = setting(
+        0.65, 'A frame becomes a keyframe when it sees less than this share of the reference.', minimum=0.0, maximum=1.0
+    )
+    keyframe_flow: float = setting(
+        0.08,
+        'A frame becomes a keyframe when its matches moved by more than this share of the picture width.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    window: int = setting(12, 'Keyframes whose poses bundle adjustment may move.', minimum=3, maximum=100)
+    window_fixed: int = setting(8, 'Older keyframes that hold the window in place.', minimum=1, maximum=100)
+    neighbours: int = setting(5, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
+    lost_after: int = setting(5, 'Frames in a row without a pose after which the state is lost.', minimum=1)
+    relocalise_keyframes: int = setting(
+        64, 'Keyframes whose features are kept so that a lost camera can find its place.', minimum=4, maximum=10000
+    )
+    relocalise_per_frame: int = setting(
+        4, 'Remembered keyframes that each lost frame is compared with, in turn.', minimum=1, maximum=1000
+    )
+    retry_frames: int = setting(
+        60, 'Frames without a pose that are kept and tried again later.', minimum=0, maximum=10000
+    )
+    max_archived: int = setting(
+        1500, 'Older keyframes that keep their landmarks; beyond it only pose and cloud remain.', minimum=10
+    )
+    max_cloud_points: int = setting(300000, 'Points kept of forgotten keyframes.', minimum=1000)
+    final_keyframes: int = setting(
+        300, 'All keyframes are refined together at the end when there are no more than these.', minimum=0, maximum=2000
+    )
+    degraded_snr: float = setting(
+        0.0, 'Signal-to-noise ratio below which the state is degraded.', unit='dB', minimum=-40.0, maximum=60.0
+    )
+    degraded_inliers: int = setting(30, 'Inliers below which the state is degraded.', minimum=0)

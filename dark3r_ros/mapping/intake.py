@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a raw frame to an encoded view, refusing what cannot be used with a reason that people can act upon."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dark3r_ros.errors import Dark3rError
+from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.sparse_map import View
+from dark3r_ros.model.predictor import Predictor
+try:
+    from dark3r_ros.raw.camera_info import check_camera
+except ImportError:
+    check_camera = lambda f, c: None
+from dark3r_ros.raw.noise import NoiseModel
+from dark3r_ros.raw.planes import choose_binning, display_image, to_planes
+from dark3r_ros.raw.snr import estimate_snr
+from dark3r_ros.types import Frame
+
+
+class RefusedError(Exception):
+    """A frame that cannot be used.
+
+    `waiting`: only calibration is missing. `log`: the frame belongs into the record of all frames, which its stamp
+    allows. `counts_as_loss`: the camera sees nothing, so the position is being lost.
+    """
+
+    def __init__(self, reason: str, *, waiting: bool = False, log: bool = True, counts_as_loss: bool = False) -> None:
+        super().__init__(reason)
+        self.waiting, self.log, self.counts_as_loss = waiting, log, counts_as_loss
+
+
+class Intake:
+    """Checks stamps, calibration and content, bins, measures the SNR and encodes."""
+
+    def __init__(self, config: MappingConfig, predictor: Predictor, noise: NoiseModel | None) -> None:
+        self._config, self._predictor, self._noise = config, predictor, noise
+        self._last_stamp_ns: int | None = None
+        self.snr_db = math.nan
+        self.samples = 0
+
+    def take(self, frame: Frame) -> View:
+        """Turn a frame into a view. Raises RefusedError."""
+        self._check_stamp(frame.stamp_ns)
+        if frame.camera is None:
+            raise RefusedError('no calibration: publish camera_info beside the image', waiting=True)
+        try:
+            check_camera(frame, frame.camera)
+            self._check_content(frame)
+            return self._encode(frame)
+        except Dark3rError as error:
+            raise RefusedError(str(error)) from error
+
+    def _check_stamp(self, stamp_ns: int) -> None:
+        last, self._last_stamp_ns = self._last_stamp_ns, max(stamp_ns, self._last_stamp_ns or stamp_ns)
+        if last is None or stamp_ns > last:
+            return
+        if stamp_ns == last:
+            raise RefusedError(f'the stamp {stamp_ns} ns repeats: the frame is ignored', log=False)
+        back = (last - stamp_ns) / 1e9
+        hint = '; was a bag started again? Reset the map to accept the new time' if back > 1.0 else ''
+        raise RefusedError(f'the stamp went back by {back:.3f} s: the frame is ignored{hint}', log=False)
+
+    @staticmethod
+    def _check_content(frame: Frame) -> None:
+        sample = frame.mosaic[::3, ::3]  # odd step: all colours take part
+        if float(np.percentile(sample, 5)) >= 0.98 * frame.white_level:
+            raise RefusedError('all pixels are saturated: shorten the exposure or lower the gain', counts_as_loss=True)
+        if int(sample.max()) == int(sample.min()) or float(sample.max()) <= min(frame.black_level):
+            raise RefusedError('all pixels are black: lens cap on, or no light and no pedestal', counts_as_loss=True)
+
+    def _encode(self, frame: Frame) -> View:
+        binning = self._config.binning or choose_binning(frame.size[0], self._config.network_width)
+        planes = to_planes(frame, binning)
+        noise = None if frame.processed else self._noise
+        self.snr_db = estimate_snr(planes, noise, frame).db
+        self.samples = planes.samples[1]
+        assert planes.camera is not None
+        return View(
+            frame.stamp_ns,
+            frame.frame_id,
+            frame.name,
+            planes.camera,
+            self._predictor.encode(planes),
+            display_image(planes),
+            self.snr_db,
+            self.samples,
+        )

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turning a posed view into a keyframe: linking it to landmarks and triangulating new ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.geometry.two_view import parallax_angles, reprojection_errors, sampson_distance, triangulate
+from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.initialise import InitialPair
+from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
+from dark3r_ros.model.predictor import Predictor
+from dark3r_ros.types import Correspondences
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class _Candidates:
+    """Verified matches of the new keyframe: its rows, the neighbour's number and the neighbour's rows."""
+
+    row: Index
+    neighbour: Index
+    neighbour_row: Index
+
+    def select(self, mask: NDArray[np.bool_]) -> _Candidates:
+        return _Candidates(self.row[mask], self.neighbour[mask], self.neighbour_row[mask])
+
+
+def start_map(sparse_map: SparseMap, pair: InitialPair, min_parallax_deg: float) -> tuple[Keyframe, Keyframe]:
+    """Make the first two keyframes and their landmarks; the median depth becomes one unit."""
+    first, second = new_keyframe(sparse_map, pair.first, np.eye(4)), None
+    inliers = pair.geometry.inliers
+    points = pair.geometry.points
+    scale = 1.0 / max(float(np.median(points[inliers][:, 2])), 1e-9)
+    pose = pair.geometry.second_from_first.copy()
+    pose[:3, 3] *= scale
+    second = new_keyframe(sparse_map, pair.second, pose)
+    points = points * scale
+    angles = parallax_angles(first.centre, second.centre, points)
+    kept = inliers & (np.degrees(angles) >= min_parallax_deg)
+    matches = pair.matches
+    rows_first = first.table.lookup(matches.points_a, matches.index_a)[kept]
+    rows_second = second.table.lookup(matches.points_b, matches.index_b)[kept]
+    landmarks = sparse_map.landmarks.add(points[kept], pair.second.color_at(matches.points_b[kept]))
+    first.table.landmark[rows_first] = landmarks
+    second.table.landmark[rows_second] = landmarks
+    return first, second
+
+
+def new_keyframe(sparse_map: SparseMap, view: View, camera_from_world: Array) -> Keyframe:
+    """Append a keyframe without observations."""
+    keyframe = Keyframe(
+        len(sparse_map.keyframes),
+        view.stamp_ns,
+        view.frame_id,
+        view.camera,
+        camera_from_world,
+        view.snr_db,
+        view.features,
+    )
+    sparse_map.keyframes.append(keyframe)
+    return keyframe
+
+
+def insert_keyframe(
+    sparse_map: SparseMap,
+    view: View,
+    camera_from_world: Array,
+    neighbours: Sequence[Keyframe],
+    predictor: Predictor,
+    config: MappingConfig,
+) -> Keyframe:
+    """Add a keyframe at a tracked pose, match it with its neighbours, link and triangulate landmarks."""
+    keyframe = new_keyframe(sparse_map, view, camera_from_world)
+    link(sparse_map, keyframe, neighbours, predictor, config, view)
+    return keyframe
+
+
+def link(
+    sparse_map: SparseMap,
+    keyframe: Keyframe,
+    neighbours: Sequence[Keyframe],
+    predictor: Predictor,
+    config: MappingConfig,
+    view: View | None = None,
+) -> None:
+    """Match a posed keyframe with its neighbours; share their landmarks, merge doubles, triangulate new ones.
+
+    Without the `view` new landmarks are grey.
+    """
+    partners = [neighbour for neighbour in neighbours if neighbour.features is not None]
+    if not partners or keyframe.features is None:
+        return
+    matches = predictor.match([(neighbour.features, keyframe.features) for neighbour in partners if neighbour.features])
+    candidates = _verified(keyframe, partners, matches, config)
+    _share_landmarks(sparse_map, keyframe, partners, candidates, config)
+    _triangulate_new(sparse_map, keyframe, partners, candidates, config, view)
+    _observe_from_neighbours(sparse_map, keyframe, partners, candidates, config)
+
+
+def _verified(
+    keyframe: Keyframe, partners: Sequence[Keyframe], matches: Sequence[Correspondences], config: MappingConfig
+) -> _Candidates:
+    rows, numbers, partner_rows = [], [], []
+    for number, (partner, found) in enumerate(zip(partners, matches, strict=True)):
+        relative = keyframe.camera_from_world @ partner.world_from_camera
+        distance = sampson_distance(
+            relative, partner.camera.unproject(found.points_a), keyframe.camera.unproject(found.points_b)
+        )
+        good = found.select(distance * keyframe.focal < config.max_error)
+        rows.append(keyframe.table.lookup(good.points_b, good.index_b))
+        partner_rows.append(partner.table.lookup(good.points_a, good.index_a))
+        numbers.append(np.full(len(good), number))
+    return _Candidates(np.concatenate(rows), np.concatenate(numbers), np.concatenate(partner_rows))
+
+
+def _partner_landmarks(partners: Sequence[Keyframe], candidates: _Candidates) -> Index:
+    result = np.full(len(candidates.row), -1, dtype=np.int64)
+    for number, partner in enumerate(partners):
+        own = candidates.neighbour == number
+        result[own] = partner.table.landmark[candidates.neighbour_row[own]]
+    return result
+
+
+def _share_landmarks(
+    sparse_map: SparseMap,
+    keyframe: Keyframe,
+    partners: Sequence[Keyframe],
+    candidates: _Candidates,
+    config: MappingConfig,
+) -> None:
+    landmark = _partner_landmarks(partners, candidates)
+    known = landmark >= 0
+    landmark, row = landmark[known], candidates.row[known]
+    errors = reprojection_errors(
+        keyframe.camera_from_world, sparse_map.landmarks.points[landmark], keyframe.normalised(row)
+    )
+    good = errors * keyframe.focal < config.max_error
+    landmark, row, errors = landmark[good], row[good], errors[good]
+    if len(row) == 0:
+        return
+    seen = sparse_map.observation_counts(partners)[landmark]
+    order = np.lexsort((landmark, -seen, row))
+    row, landmark, errors = row[order], landmark[order], errors[order]
+    first = np.concatenate([[True], np.diff(row) != 0])
+    chosen = np.maximum.accumulate(np.where(first, np.arange(len(row)), 0))
+    double = landmark != landmark[chosen]
+    already = set(keyframe.table.landmark[keyframe.table.observing()].tolist())
+    # The same landmark may be claimed by two rows through different neighbours: the closer one gets it.
+    claims = np.flatnonzero(first)
+    for number in claims[np.lexsort((row[claims], errors[claims]))].tolist():
+        if int(landmark[number]) not in already and keyframe.table.landmark[row[number]] < 0:
+            keyframe.table.landmark[row[number]] = landmark[number]
+            already.add(int(landmark[number]))
+    if double.any():
+        pair = np.stack([landmark[double], landmark[chosen[double]]])
+        sparse_map.merge(pair.min(axis=0), pair.max(axis=0), sparse_map.keyframes)
+
+
+def _triangulate_new(
+    sparse_map: SparseMap,
+    keyframe: Keyframe,
+    partners: Sequence[Keyframe],
+    candidates: _Candidates,
+    config: MappingConfig,
+    view: View | None,
+) -> None:
+    unknown = (_partner_landmarks(partners, candidates) < 0) & (keyframe.table.landmark[candidates.row] < 0)
+    fresh = candidates.select(unknown)
+    if len(fresh.row) == 0:
+        return
+    poses = np.stack([partner.camera_from_world for partner in partners])[fresh.neighbour]
+    centres = np.stack([partner.centre for partner in partners])[fresh.neighbour]
+    own = keyframe.normalised(fresh.row)
+    other = _partner_normalised(partners, fresh)
+    both = np.stack([poses, np.broadcast_to(keyframe.camera_from_world, poses.shape)], axis=1)
+    points = triangulate(both, np.stack([other, own], axis=1))
+    angles = parallax_angles(centres, keyframe.centre, points)
+    limit = config.max_error / keyframe.focal
+    good = np.isfinite(points).all(axis=1) & (angles >= math.radians(config.min_parallax))
+    good &= reprojection_errors(keyframe.camera_from_world, points, own) < limit
+    good &= reprojection_errors(poses, points, other) < limit
+    # Each keypoint is triangulated with the neighbour that sees it from the widest angle.
+    numbers = np.flatnonzero(good)
+    numbers = numbers[np.lexsort((-angles[numbers], fresh.row[numbers]))]
+    if len(numbers) == 0:
+        return
+    numbers = numbers[np.concatenate([[True], np.diff(fresh.row[numbers]) != 0])]
+    pixels = keyframe.table.pixels[fresh.row[numbers]]
+    colors = view.color_at(pixels) if view is not None else np.full((len(numbers), 3), 128, dtype=np.uint8)
+    landmarks = sparse_map.landmarks.add(points[numbers], colors)
+    keyframe.table.landmark[fresh.row[numbers]] = landmarks
+    for number, landmark in zip(numbers.tolist(), landmarks.tolist(), strict=True):
+        partners[fresh.neighbour[number]].table.landmark[fresh.neighbour_row[number]] = landmark
+
+
+def _partner_normalised(partners: Sequence[Keyframe], candidates: _Candidates) -> Array:
+    result = np.zeros((len(candidates.row), 2))
+    for number, partner in enumerate(partners):
+        own = candidates.neighbour == number
+        result[own] = partner.normalised(candidates.neighbour_row[own])
+    return result
+
+
+def _observe_from_neighbours(
+    sparse_map: SparseMap,
+    keyframe: Keyframe,
+    partners: Sequence[Keyframe],
+    candidates: _Candidates,
+    config: MappingConfig,
+) -> None:
+    """Let neighbours see the landmarks of keypoints they were matched with, where the point falls on their pixel."""
+    landmark = keyframe.table.landmark[candidates.row]
+    for number, partner in enumerate(partners):
+        own = (candidates.neighbour == number) & (landmark >= 0)
+        rows, wanted = candidates.neighbour_row[own], landmark[own]
+        errors = reprojection_errors(
+            partner.camera_from_world, sparse_map.landmarks.points[wanted], partner.normalised(rows)
+        )
+        seen = partner.table.landmark
+        free = (seen[rows] < 0) & ~np.isin(wanted, seen) & (errors * partner.focal < config.max_error)
+        seen[rows[free]] = wanted[free]

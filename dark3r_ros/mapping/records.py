@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compact log of what became of every frame, and the bounded cloud of what the map has forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.geometry import se3
+from dark3r_ros.mapping.sparse_map import Keyframe
+from dark3r_ros.types import FrameRecord, PointCloud
+
+Array = NDArray[np.float64]
+
+_ROW = np.dtype(
+    [
+        ('stamp_ns', np.int64),
+        ('keyframe', np.int32),  # reference keyframe, -1 without a pose
+        ('is_keyframe', np.bool_),
+        ('relative', np.float64, (7,)),  # reference_from_camera: translation, quaternion xyzw
+        ('snr_db', np.float32),
+        ('inliers', np.int32),
+        ('matches', np.int32),
+        ('reason', np.int32),
+    ]
+)
+
+
+class PoseLog:
+    """About a hundred bytes per frame; poses are kept relative to keyframes, so they follow bundle adjustment."""
+
+    def __init__(self) -> None:
+        self._rows = np.zeros(256, dtype=_ROW)
+        self._count = 0
+        self._posed = 0
+        self._reasons: list[str] = ['']
+        self._names: dict[int, str] = {}
+        self._row_of: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def posed(self) -> int:
+        """Frames with a pose."""
+        return self._posed
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return self._rows.nbytes + 100 * len(self._row_of)
+
+    def add(self, stamp_ns: int, name: str, snr_db: float, reason: str) -> None:
+        """Log a frame that has no pose yet."""
+        if self._count == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros(len(self._rows), dtype=_ROW)])
+        row = self._rows[self._count]
+        row['stamp_ns'], row['keyframe'], row['snr_db'] = stamp_ns, -1, snr_db
+        self._row_of[stamp_ns] = self._count
+        if name:
+            self._names[self._count] = name
+        self._count += 1
+        self.explain(stamp_ns, reason)
+
+    def explain(self, stamp_ns: int, reason: str) -> None:
+        """State why a logged frame has no pose."""
+        if reason not in self._reasons:
+            if len(self._reasons) >= 1000:
+                reason = 'no pose'
+            if reason not in self._reasons:
+                self._reasons.append(reason)
+        self._rows[self._row_of[stamp_ns]]['reason'] = self._reasons.index(reason)
+
+    def pose(
+        self, stamp_ns: int, keyframe: Keyframe, camera_from_world: Array, inliers: int, matches: int, is_keyframe: bool
+    ) -> None:
+        """Give a logged frame its pose."""
+        row = self._rows[self._row_of[stamp_ns]]
+        self._posed += int(row['keyframe'] < 0)
+        relative = keyframe.camera_from_world @ se3.inverse(camera_from_world)
+        row['keyframe'], row['is_keyframe'] = keyframe.keyframe_id, is_keyframe
+        row['relative'] = np.concatenate([relative[:3, 3], se3.quaternion(relative[:3, :3])])
+        row['inliers'], row['matches'], row['reason'] = inliers, matches, 0
+
+    def records(self, keyframes: Sequence[Keyframe]) -> list[FrameRecord]:
+        """All frames by time, posed from the newest keyframe poses."""
+        rows = self._rows[: self._count]
+        result = []
+        for number in np.argsort(rows['stamp_ns'], kind='stable').tolist():
+            row = rows[number]
+            pose = None
+            if row['keyframe'] >= 0:
+                reference = keyframes[row['keyframe']].world_from_camera
+                pose = reference
+                if not row['is_keyframe']:
+                    pose = reference @ se3.from_quaternion(row['relative'][3:], row['relative'][:3])
+            result.append(
+                FrameRecord(
+                    int(row['stamp_ns']),
+                    pose,
+                    bool(row['is_keyframe']),
+                    float(row['snr_db']),
+                    int(row['inliers']),
+                    int(row['matches']),
+                    self._reasons[row['reason']],
+                    self._names.get(number, ''),
+                )
+            )
+        return result
+
+
+class BoundedCloud:
+    """Points of forgotten keyframes; when there are too many, a coarser voxel grid keeps one of each cell."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._points: NDArray[np.float32] = np.zeros((0, 3), np.float32)
+        self._colors: NDArray[np.uint8] = np.zeros((0, 3), np.uint8)
+        self._voxel = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return self._points.nbytes + self._colors.nbytes
+
+    def add(self, points: Array, colors: NDArray[np.uint8]) -> None:
+        """Append points (N, 3) in the world."""
+        self._points = np.concatenate([self._points, points.astype(np.float32)])
+        self._colors = np.concatenate([self._colors, colors])
+        while len(self._points) > self._limit:
+            if self._voxel == 0.0:
+                extent = np.percentile(self._points, 95, axis=0) - np.percentile(self._points, 5, axis=0)
+                self._voxel = max(float(np.max(extent)) / 2000.0, 1e-6)
+            cells = np.floor(self._points / self._voxel).astype(np.int64)
+            _, kept = np.unique(cells, axis=0, return_index=True)
+            kept.sort()
+            self._points, self._colors = self._points[kept], self._colors[kept]
+            self._voxel *= 1.5
+
+    def cloud(self) -> PointCloud:
+        """Return the points; each was seen by at least two keyframes."""
+        return PointCloud(self._points, self._colors, np.full(len(self._points), 2.0, np.float32))

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pose of a new view from its matches with keyframes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
+from dark3r_ros.model.predictor import Predictor
+from dark3r_ros.sfm.resection import resect
+from dark3r_ros.types import Correspondences
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class TrackResult:
+    """Pose of a view, or None with the reason.
+
+    Attributes
+    ----------
+    camera_from_world: (4, 4) or None.
+    covariance: (6, 6) of its left twist.
+    landmarks: rows of the landmarks that agree.
+    inliers, matches: how many agree, and how many were tried.
+    overlap: share of the reference keyframe's matchable landmarks that was found again.
+    flow: median motion of the inliers in the picture, as a share of its width.
+    reason: why there is no pose.
+
+    """
+
+    camera_from_world: Array | None
+    covariance: Array
+    landmarks: Index
+    inliers: int
+    matches: int
+    overlap: float
+    flow: float
+    reason: str = ''
+
+
+def _failed(matches: int, reason: str) -> TrackResult:
+    return TrackResult(None, np.zeros((6, 6)), np.zeros(0, np.int64), 0, matches, 0.0, 0.0, reason)
+
+
+@dataclass(frozen=True, eq=False)
+class _Links:
+    """Candidate links from the view's pixels to landmarks."""
+
+    pixels: Array
+    landmark: Index
+    reference_pixels: Array
+    reference: Index
+
+
+def _links(references: Sequence[Keyframe], matches: Sequence[Correspondences]) -> _Links:
+    parts: list[tuple[Array, Index, Array, Index, Array]] = []
+    for number, (keyframe, found) in enumerate(zip(references, matches, strict=True)):
+        rows = keyframe.table.lookup(found.points_a, found.index_a)
+        landmark = keyframe.table.landmark[rows]
+        known = landmark >= 0
+        parts.append(
+            (
+                found.points_b[known],
+                landmark[known],
+                found.points_a[known],
+                np.full(int(known.sum()), number),
+                found.confidence[known],
+            )
+        )
+    pixels, landmark, reference_pixels, reference, confidence = (
+        np.concatenate([part[number] for part in parts]) for number in range(5)
+    )
+    # A landmark seen through several keyframes is used once, by its most confident match.
+    order = np.lexsort((-confidence, landmark))
+    first = np.concatenate([[True], np.diff(landmark[order]) != 0]) if len(order) else np.zeros(0, bool)
+    kept = np.sort(order[first])
+    return _Links(pixels[kept], landmark[kept], reference_pixels[kept], reference[kept])
+
+
+def track(
+    view: View,
+    references: Sequence[Keyframe],
+    sparse_map: SparseMap,
+    predictor: Predictor,
+    config: MappingConfig,
+    guess: Array | None = None,
+) -> TrackResult:
+    """Match the view with the reference keyframes and resect it from their landmarks.
+
+    `guess` is a predicted camera_from_world. The first reference is the one whose overlap and flow are reported.
+    """
+    usable = [keyframe for keyframe in references if keyframe.features is not None]
+    if not usable:
+        return _failed(0, 'no keyframe left to compare with')
+    pairs = [(keyframe.features, view.features) for keyframe in usable if keyframe.features is not None]
+    links = _links(usable, predictor.match(pairs))
+    tried = len(links.landmark)
+    if tried < config.min_matches:
+        return _failed(tried, f'{tried} matches with the map, {config.min_matches} needed')
+    points = sparse_map.landmarks.points[links.landmark]
+    observed = view.camera.unproject(links.pixels)
+    found = resect(points, observed, view.focal, config.max_error, guess=guess, min_inliers=config.min_inliers)
+    if found is None and guess is not None:
+        found = resect(points, observed, view.focal, config.max_error, min_inliers=config.min_inliers)
+    if found is None:
+        return _failed(tried, f'no pose explains {config.min_inliers} of {tried} matches with the map')
+    own = found.inliers & (links.reference == 0)
+    reference_count = max(len(usable[0].table.observing()), 1)
+    shift = np.linalg.norm(links.pixels[own] - links.reference_pixels[own], axis=1)
+    flow = float(np.median(shift)) / view.camera.width if own.any() else 1.0
+    return TrackResult(
+        found.camera_from_world,
+        found.covariance,
+        links.landmark[found.inliers],
+        int(found.inliers.sum()),
+        tried,
+        float(own.sum()) / reference_count,
+        flow,
+    )
+
+
+def needs_keyframe(result: TrackResult, reference: TrackResult | None, config: MappingConfig) -> bool:
+    """Whether a tracked view shows enough new to become a keyframe.
+
+    `reference` is the result of the first view tracked against the present reference keyframe: what can be found
+    again at best is less than all landmarks, so overlap is judged relative to it.
+    """
+    if result.flow > config.keyframe_flow or result.inliers < 3 * config.min_inliers:
+        return True
+    best = reference.overlap if reference is not None else 1.0
+    return result.overlap < config.keyframe_overlap * best

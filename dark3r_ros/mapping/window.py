@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundle adjustment of the newest keyframes, and of the whole map at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap
+from dark3r_ros.sfm.bundle import BundleProblem, BundleResult, adjust
+
+Array = NDArray[np.float64]
+
+
+def refine_window(sparse_map: SparseMap, config: MappingConfig) -> tuple[list[Keyframe], Array]:
+    """Adjust the newest keyframes against the fixed older ones that share most landmarks with them.
+
+    Returns the keyframes that may have moved and the covariance (6, 6) of the newest one's left twist.
+    """
+    window = sparse_map.keyframes[-config.window :]
+    older = sparse_map.keyframes[: -config.window][-4 * config.window_fixed :]
+    landmarks = np.unique(np.concatenate([keyframe.table.landmark for keyframe in window]))
+    fixed = sparse_map.covisible(landmarks[landmarks >= 0], older)[: config.window_fixed]
+    # Scale is only held by two fixed poses; the first of the window takes the part of a missing one.
+    free = [len(fixed) >= 2 or number > 0 for number in range(len(window))]
+    result = _refine(sparse_map, [*fixed, *window], [False] * len(fixed) + free, config, 10)
+    covariance = np.zeros((6, 6))
+    if result is not None and result.pose_covariance is not None:
+        covariance = result.pose_covariance[-1]
+    sparse_map.cull(window, config.max_error)
+    return window, covariance
+
+
+def refine_all(sparse_map: SparseMap, config: MappingConfig) -> list[Keyframe]:
+    """Adjust every keyframe that still has observations, the first one fixed; outliers are culled in between."""
+    keyframes = [keyframe for keyframe in sparse_map.keyframes if len(keyframe.table.observing())]
+    for _ in range(3):
+        free = [number > 0 for number in range(len(keyframes))]
+        if _refine(sparse_map, keyframes, free, config, 25) is None:
+            break
+        sparse_map.cull(keyframes, config.max_error)
+    return keyframes
+
+
+def _refine(
+    sparse_map: SparseMap,
+    keyframes: Sequence[Keyframe],
+    free: Sequence[bool],
+    config: MappingConfig,
+    iterations: int,
+) -> BundleResult | None:
+    seen = sparse_map.observations(keyframes)
+    counts = np.bincount(seen.landmark, minlength=1)
+    # A landmark that only one of these keyframes sees says nothing about their poses.
+    supported = counts[seen.landmark] >= 2
+    landmarks, point_index = np.unique(seen.landmark[supported], return_inverse=True)
+    if len(landmarks) < 6 or len(keyframes) < 2:
+        return None
+    problem = BundleProblem(
+        np.stack([keyframe.camera_from_world for keyframe in keyframes]),
+        np.array(free, dtype=bool),
+        sparse_map.landmarks.points[landmarks],
+        seen.keyframe[supported],
+        point_index.astype(np.int64),
+        seen.normalised[supported],
+        keyframes[-1].focal,
+        robust_width=0.5 * config.max_error,
+    )
+    result = adjust(problem, iterations, with_covariance=True)
+    for keyframe, pose, moves in zip(keyframes, result.cameras_from_world, free, strict=True):
+        if moves:
+            keyframe.camera_from_world = pose
+    sparse_map.landmarks.move(landmarks, result.points)
+    return result
