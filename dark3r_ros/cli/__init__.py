@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line, one module per command."""
+"""Command line: one small module a command, found by `dark3r_ros.cli.main`."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags, sequence folders, trajectories, clouds, maps and exports."""
+"""Bags, raw and sequence folders, trajectories, clouds, result folders and exports."""

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames and odometry of a bag."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.errors import CalibrationError, DataError, EncodingError
+from dark3r_ros.geometry import se3
+from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.raw.camera_info import camera_from_info, check_camera
+from dark3r_ros.raw.decode import DecodeOptions, FrameDecoder
+from dark3r_ros.storage.bag_reader import BagMessage, BagReader
+from dark3r_ros.storage.ros_messages import (
+    CAMERA_INFO,
+    IMAGE,
+    ODOMETRY,
+    deserialize,
+    message_stamp_ns,
+    serialized_stamp_ns,
+)
+from dark3r_ros.storage.selection import Selection
+from dark3r_ros.types import Float64Array, Frame
+
+_COMPRESSED = 'sensor_msgs/msg/CompressedImage'
+
+
+@dataclass(frozen=True, eq=False)
+class OdometryTrack:
+    """Odometry of a bag: stamps (N,) ns, world_from_body (N, 4, 4), velocities (N, 3) in the body, frame names."""
+
+    stamps_ns: NDArray[np.int64]
+    world_from_body: Float64Array
+    linear: Float64Array
+    angular: Float64Array
+    frame_id: str
+    child_frame_id: str
+    warnings: tuple[str, ...] = ()
+
+
+class BagSource:
+    """Frames of one image topic, each with the camera that its CameraInfo topic states at that time.
+
+    The first CameraInfo is looked for ahead, wherever it stands in the bag, and serves the frames before it. Frames
+    whose message is cut are left out and counted; stamps that repeat or go back are handed on and counted.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        image_topic: str = '',
+        info_topic: str = '',
+        decode: DecodeOptions | None = None,
+        selection: Selection | None = None,
+        camera: Camera | None = None,
+    ) -> None:
+        self._reader = BagReader(path)
+        self._decode = DecodeOptions() if decode is None else decode
+        self._selection = Selection() if selection is None else selection
+        self._counts: Counter[str] = Counter()
+        self._notes: list[str] = []
+        self._decoder = FrameDecoder(self._decode)
+        self.image_topic = self._find_image_topic(image_topic)
+        self.info_topic = '' if camera is not None else self._find_info_topic(info_topic)
+        self._first_camera = camera if camera is not None else self._look_ahead()
+
+    def _find_image_topic(self, name: str) -> str:
+        try:
+            return self._reader.find_topic(IMAGE, name)
+        except DataError as error:
+            compressed = [topic.name for topic in self._reader.topics if topic.type == _COMPRESSED]
+            if compressed and not any(topic.type == IMAGE for topic in self._reader.topics):
+                raise EncodingError(
+                    f'{self._reader.path} holds only compressed images ({", ".join(compressed)}): '
+                    'compression destroys raw values, record the raw image topic'
+                ) from error
+            raise
+
+    def _find_info_topic(self, name: str) -> str:
+        infos = [topic.name for topic in self._reader.topics if topic.type == CAMERA_INFO and topic.count]
+        beside = self.image_topic.rsplit('/', 1)[0] + '/camera_info'
+        if name:
+            return self._reader.find_topic(CAMERA_INFO, name, '--info-topic')
+        if beside in infos:
+            return beside
+        if infos:
+            return self._reader.find_topic(CAMERA_INFO, '', '--info-topic')
+        self._notes.append('the bag holds no CameraInfo: give the intrinsics as a cameras.json')
+        return ''
+
+    def _look_ahead(self) -> Camera | None:
+        if not self.info_topic:
+            return None
+        for message in self._reader.messages([self.info_topic]):
+            return self._camera(message)
+        return None
+
+    def _camera(self, message: BagMessage) -> Camera:
+        try:
+            return camera_from_info(deserialize(message.data, CAMERA_INFO))
+        except CalibrationError as error:
+            raise CalibrationError(f'{self._reader.path}, {message.topic}: {error}') from error
+
+    @property
+    def camera(self) -> Camera | None:
+        """Camera of the first frame, or None where the bag has no CameraInfo."""
+        return self._first_camera
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was lost, mislabelled or assumed so far."""
+        counted = [f'{count} {text}' for text, count in self._counts.items()]
+        everything = [*self._reader.warnings, *self._notes, *self._decoder.warnings, *counted]
+        return list(dict.fromkeys(everything))
+
+    def __len__(self) -> int:
+        total = next(topic.count for topic in self._reader.topics if topic.name == self.image_topic)
+        span_s = (self._reader.end_ns - self._reader.start_ns) / 1e9
+        if span_s > 0 and (self._selection.start or self._selection.duration):
+            left = max(0.0, span_s - self._selection.start)
+            taken = min(left, self._selection.duration) if self._selection.duration else left
+            total = min(total, round(total * taken / span_s))
+        return -(-total // self._selection.stride)
+
+    def close(self) -> None:
+        """Close the bag."""
+        self._reader.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        self._counts.clear()
+        options, levels = self._options()
+        self._decoder = FrameDecoder(options)
+        camera, cursor, given = self._first_camera, self._selection.cursor(), 0
+        previous: int | None = None
+        failure: DataError | None = None
+        for message in self._reader.messages([topic for topic in (self.image_topic, self.info_topic) if topic]):
+            if message.topic == self.info_topic:
+                camera = self._camera(message)
+                continue
+            try:
+                stamp = serialized_stamp_ns(message.data)
+                if not cursor.takes(stamp):
+                    if cursor.finished:
+                        break
+                    continue
+                frame = self._frame(message, stamp, camera, levels)
+            except (EncodingError, CalibrationError):
+                raise
+            except DataError as error:
+                failure = error
+                self._counts['image messages are cut or broken and left out'] += 1
+                continue
+            self._count_order(stamp, previous)
+            previous = stamp if previous is None else max(previous, stamp)
+            given += 1
+            yield frame
+        if not given:
+            raise failure or DataError(f'{self._reader.path}: no frame is left after start, duration and stride')
+
+    def _count_order(self, stamp: int, previous: int | None) -> None:
+        if previous is not None and stamp == previous:
+            self._counts['images repeat the stamp before them'] += 1
+        elif previous is not None and stamp < previous:
+            self._counts['images go back in time'] += 1
+
+    def _options(self) -> tuple[DecodeOptions, tuple[tuple[float, float, float], float] | None]:
+        """Decoding options completed by the levels that the bag's own metadata states."""
+        stated = self._reader.levels.get(self.image_topic)
+        if stated is None or self._decode.black_level >= 0 or self._decode.white_level >= 0:
+            return self._decode, None
+        black, white = stated['black_level'], float(stated['white_level'])
+        options = self._decode
+        if options.alignment == 'auto' and not options.significant_bits:
+            options = replace(options, alignment='lsb', significant_bits=max(8, int(white).bit_length()))
+        return options, ((float(black[0]), float(black[1]), float(black[2])), white)
+
+    def _frame(
+        self,
+        message: BagMessage,
+        stamp_ns: int,
+        camera: Camera | None,
+        levels: tuple[tuple[float, float, float], float] | None,
+    ) -> Frame:
+        try:
+            frame = self._decoder.decode(deserialize(message.data, IMAGE), stamp_ns, camera)
+            if camera is not None:
+                check_camera(frame, camera)
+        except (EncodingError, CalibrationError) as error:
+            raise type(error)(f'{self._reader.path}, {message.topic}: {error}') from error
+        if levels is not None and not frame.processed:
+            frame = replace(frame, black_level=levels[0], white_level=levels[1])
+        return frame
+
+
+def read_odometry(path: Path | str, topic: str = '') -> OdometryTrack:
+    """Read nav_msgs/Odometry of a bag, axes as recorded; values that are not finite are left out and counted.
+
+    DataError lists the topics when there is no odometry or more than one.
+    """
+    stamps: list[int] = []
+    poses: list[Float64Array] = []
+    linear: list[tuple[float, float, float]] = []
+    angular: list[tuple[float, float, float]] = []
+    frames, dropped = ('', ''), 0
+    with BagReader(path) as reader:
+        name = reader.find_topic(ODOMETRY, topic, '--odom-topic')
+        for raw in reader.messages([name]):
+            message = deserialize(raw.data, ODOMETRY)
+            frames = message.header.frame_id, message.child_frame_id
+            position, rotation = message.pose.pose.position, message.pose.pose.orientation
+            velocity, rate = message.twist.twist.linear, message.twist.twist.angular
+            quaternion = np.array([rotation.x, rotation.y, rotation.z, rotation.w])
+            vectors = [(item.x, item.y, item.z) for item in (position, velocity, rate)]
+            if not np.isfinite([*quaternion, *np.ravel(vectors)]).all() or np.linalg.norm(quaternion) < 0.5:
+                dropped += 1
+                continue
+            stamps.append(message_stamp_ns(message))
+            poses.append(se3.from_quaternion(quaternion, vectors[0]))
+            linear.append(vectors[1])
+            angular.append(vectors[2])
+        warnings = [*reader.warnings]
+    if dropped:
+        warnings.append(f'{dropped} odometry messages of {name} hold NaN or no rotation and are left out')
+    if not stamps:
+        raise DataError(f'{path}: no odometry message of {name} is usable')
+    return OdometryTrack(
+        np.array(stamps, dtype=np.int64), np.stack(poses), np.array(linear), np.array(angular), *frames, tuple(warnings)
+    )
