@@ -183,7 +183,10 @@ class SqliteSalvage:
         self.broken_rows = 0
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(f'file:{self.path}?mode=ro&immutable=1', uri=True)
+        connection = sqlite3.connect(f'file:{self.path}?mode=ro&immutable=1', uri=True)
+        # Lets sqlite open a file that is shorter than its header says; the connection stays read-only.
+        connection.execute('PRAGMA writable_schema=ON')
+        return connection
 
     def messages(self) -> Iterator[RawMessage]:
         """Every message that can still be read; memory holds one message."""
