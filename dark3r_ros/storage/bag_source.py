@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dark3r_ros.errors import CalibrationError, DataError, EncodingError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
-from dark3r_ros.raw.camera_info import camera_from_info, check_camera
+from dark3r_ros.raw.camera_info import camera_from_info, roi_offset
 from dark3r_ros.raw.decode import DecodeOptions, FrameDecoder
 from dark3r_ros.storage.bag_reader import BagMessage, BagReader
 from dark3r_ros.storage.ros_messages import (
@@ -29,6 +29,10 @@ from dark3r_ros.storage.selection import Selection
 from dark3r_ros.types import Float64Array, Frame
 
 _COMPRESSED = 'sensor_msgs/msg/CompressedImage'
+
+# Intrinsics of the image, and the offset of its top-left pixel within the full sensor.
+_Calibration = tuple[Camera | None, tuple[int, int]]
+_Levels = tuple[tuple[float, float, float], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,7 @@ class BagSource:
         self._decoder = FrameDecoder(self._decode)
         self.image_topic = self._find_image_topic(image_topic)
         self.info_topic = '' if camera is not None else self._find_info_topic(info_topic)
-        self._first_camera = camera if camera is not None else self._look_ahead()
+        self._first: _Calibration = (camera, (0, 0)) if camera is not None else self._look_ahead()
 
     def _find_image_topic(self, name: str) -> str:
         try:
@@ -94,23 +98,23 @@ class BagSource:
         self._notes.append('the bag holds no CameraInfo: give the intrinsics as a cameras.json')
         return ''
 
-    def _look_ahead(self) -> Camera | None:
-        if not self.info_topic:
-            return None
-        for message in self._reader.messages([self.info_topic]):
-            return self._camera(message)
-        return None
+    def _look_ahead(self) -> _Calibration:
+        if self.info_topic:
+            for message in self._reader.messages([self.info_topic]):
+                return self._calibration(message)
+        return None, (0, 0)
 
-    def _camera(self, message: BagMessage) -> Camera:
+    def _calibration(self, message: BagMessage) -> _Calibration:
+        info = deserialize(message.data, CAMERA_INFO)
         try:
-            return camera_from_info(deserialize(message.data, CAMERA_INFO))
+            return camera_from_info(info, self._decode.sensor_binning), roi_offset(info)
         except CalibrationError as error:
             raise CalibrationError(f'{self._reader.path}, {message.topic}: {error}') from error
 
     @property
     def camera(self) -> Camera | None:
         """Camera of the first frame, or None where the bag has no CameraInfo."""
-        return self._first_camera
+        return self._first[0]
 
     @property
     def warnings(self) -> list[str]:
@@ -136,12 +140,12 @@ class BagSource:
         self._counts.clear()
         options, levels = self._options()
         self._decoder = FrameDecoder(options)
-        camera, cursor, given = self._first_camera, self._selection.cursor(), 0
+        calibration, cursor, given = self._first, self._selection.cursor(), 0
         previous: int | None = None
         failure: DataError | None = None
         for message in self._reader.messages([topic for topic in (self.image_topic, self.info_topic) if topic]):
             if message.topic == self.info_topic:
-                camera = self._camera(message)
+                calibration = self._calibration(message)
                 continue
             try:
                 stamp = serialized_stamp_ns(message.data)
@@ -149,7 +153,7 @@ class BagSource:
                     if cursor.finished:
                         break
                     continue
-                frame = self._frame(message, stamp, camera, levels)
+                frame = self._frame(message, stamp, calibration, levels)
             except (EncodingError, CalibrationError):
                 raise
             except DataError as error:
@@ -169,28 +173,22 @@ class BagSource:
         elif previous is not None and stamp < previous:
             self._counts['images go back in time'] += 1
 
-    def _options(self) -> tuple[DecodeOptions, tuple[tuple[float, float, float], float] | None]:
+    def _options(self) -> tuple[DecodeOptions, _Levels | None]:
         """Decoding options completed by the levels that the bag's own metadata states."""
         stated = self._reader.levels.get(self.image_topic)
-        if stated is None or self._decode.black_level >= 0 or self._decode.white_level >= 0:
-            return self._decode, None
-        black, white = stated['black_level'], float(stated['white_level'])
         options = self._decode
+        if stated is None or options.black_level >= 0 or options.white_level >= 0:
+            return options, None
+        black, white = [float(value) for value in stated['black_level']], float(stated['white_level'])
+        options = replace(options, black_level=min(black), white_level=white)
         if options.alignment == 'auto' and not options.significant_bits:
             options = replace(options, alignment='lsb', significant_bits=max(8, int(white).bit_length()))
-        return options, ((float(black[0]), float(black[1]), float(black[2])), white)
+        return options, ((black[0], black[1], black[2]), white)
 
-    def _frame(
-        self,
-        message: BagMessage,
-        stamp_ns: int,
-        camera: Camera | None,
-        levels: tuple[tuple[float, float, float], float] | None,
-    ) -> Frame:
+    def _frame(self, message: BagMessage, stamp_ns: int, calibration: _Calibration, levels: _Levels | None) -> Frame:
+        camera, offset = calibration
         try:
-            frame = self._decoder.decode(deserialize(message.data, IMAGE), stamp_ns, camera)
-            if camera is not None:
-                check_camera(frame, camera)
+            frame = self._decoder.decode(deserialize(message.data, IMAGE), stamp_ns, camera, roi_offset=offset)
         except (EncodingError, CalibrationError) as error:
             raise type(error)(f'{self._reader.path}, {message.topic}: {error}') from error
         if levels is not None and not frame.processed:

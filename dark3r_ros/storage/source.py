@@ -9,19 +9,13 @@ from pathlib import Path
 
 from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.geometry.camera import Camera
-from dark3r_ros.raw.camera_info import check_camera
 from dark3r_ros.raw.decode import DecodeOptions
-from dark3r_ros.raw.files import read_raw_file
+from dark3r_ros.raw.files import CAMERA_RAW_SUFFIXES, IMAGE_SUFFIXES, read_raw_file
 from dark3r_ros.storage.bag_reader import is_bag, natural_key
 from dark3r_ros.storage.bag_source import BagSource
 from dark3r_ros.storage.selection import Selection
 from dark3r_ros.storage.sequence import CAMERAS_FILE, SequenceInfo, default_stamp_ns, read_cameras_json
 from dark3r_ros.types import Frame, FrameSource
-
-RAW_SUFFIXES = (
-    '.dng', '.arw', '.nef', '.cr2', '.cr3', '.raf', '.orf', '.rw2', '.pef', '.srw', '.kdc', '.raw', '.3fr', '.iiq',
-)  # fmt: skip
-PICTURE_SUFFIXES = ('.png', '.tif', '.tiff', '.jpg', '.jpeg', '.bmp', '.webp')
 
 
 class FolderSource:
@@ -72,7 +66,6 @@ def _sequence_source(
                 camera=camera or info.camera,
                 stamp_ns=stamp_ns,
             )
-            check_camera(frame, camera or info.camera)
             return replace(frame, name=name)
 
         return read
@@ -95,8 +88,8 @@ def _levels(
 def image_files(folder: Path) -> list[Path]:
     """Raw files of a folder in natural order of their names, else its pictures."""
     files = sorted((item for item in folder.iterdir() if item.is_file()), key=lambda item: natural_key(item.name))
-    raws = [item for item in files if item.suffix.lower() in RAW_SUFFIXES]
-    return raws or [item for item in files if item.suffix.lower() in PICTURE_SUFFIXES]
+    raws = [item for item in files if item.suffix.lower() in CAMERA_RAW_SUFFIXES]
+    return raws or [item for item in files if item.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _raw_folder_source(path: Path, camera: Camera | None, decode: DecodeOptions, selection: Selection) -> FolderSource:
@@ -109,8 +102,6 @@ def _raw_folder_source(path: Path, camera: Camera | None, decode: DecodeOptions,
     def reader(file: Path, stamp_ns: int) -> Callable[[], Frame]:
         def read() -> Frame:
             frame = read_raw_file(file, cfa=cfa, black_level=black, white_level=white, camera=camera, stamp_ns=stamp_ns)
-            if camera is not None:
-                check_camera(frame, camera)
             return replace(frame, name=file.name)
 
         return read

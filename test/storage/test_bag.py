@@ -51,9 +51,7 @@ def image_indices(reader):
     return found
 
 
-@pytest.mark.parametrize(
-    ('storage', 'compress'), [('mcap', False), ('mcap', True), ('sqlite3', False)]
-)
+@pytest.mark.parametrize(('storage', 'compress'), [('mcap', False), ('mcap', True), ('sqlite3', False)])
 def test_round_trip(tmp_path, storage, compress):
     bag = write_bag(tmp_path / 'bag', storage=storage, compress=compress)
     assert sorted(item.name for item in tmp_path.iterdir()) == ['bag']
