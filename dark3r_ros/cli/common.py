@@ -6,15 +6,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, get_type_hints
 
-import numpy as np
-
 from dark3r_ros.config import from_mapping
 from dark3r_ros.raw.decode import DecodeOptions
+from dark3r_ros.storage.result import jsonable
 
 T = TypeVar('T')
 
@@ -29,24 +27,9 @@ def progress(items: Iterable[T], total: int | None = None, label: str = '') -> I
     yield from tqdm(items, total=total, desc=label or None, file=sys.stderr, dynamic_ncols=True)
 
 
-def plain(value: Any) -> Any:
-    """Turn numpy values, tuples and paths into what JSON knows; NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
 def print_json(value: Any) -> None:
     """Write one JSON document to standard output."""
-    print(json.dumps(plain(value), indent=2))
+    print(json.dumps(jsonable(value), indent=2))
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -70,7 +53,7 @@ def _parse_bool(text: str) -> bool:
 
 
 def _destination(prefix: str, field: str) -> str:
-    return f'{prefix}{field}' if not prefix else f'{prefix}_{field}'
+    return f'{prefix}_{field}' if prefix else field
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, config: type, title: str, prefix: str = '') -> None:
