@@ -155,7 +155,8 @@ def read_weights(path: str | Path) -> WeightsFile:
         raise DataError(f'no weight file at {path}: name an existing .safetensors or .pth file')
     with path.open('rb') as stream:
         start = stream.read(16)
-    if start[:2] == b'PK' or start[:1] == b'\x80':
+    # A safetensors file begins with the length of its JSON header, whose first byte may be that of a pickle.
+    if start[8:9] != b'{' and (start[:2] == b'PK' or start[:1] == b'\x80'):
         state, constructor = _read_pickled(path)
         config = config_from_constructor(constructor) if constructor else infer_config(state, str(path))
         return WeightsFile(path, state, config, None, 'pickled checkpoint')
@@ -186,8 +187,8 @@ def _read_pickled(path: Path) -> tuple[dict[str, Tensor], str]:
             f'{path} holds pickled objects other than tensors{what} or is damaged: refused without running it; '
             'use a safetensors export'
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except Exception as error:  # damaged bytes raise nearly anything inside the unpickler
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise DataError(f'{path} is no complete checkpoint ({reason}): fetch it again') from error
     constructor = ''
     if isinstance(content, dict) and isinstance(content.get('model'), dict):
