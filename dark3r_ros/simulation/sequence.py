@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raw image sequences with exact truth: what a robot's camera would record in a simulated scene."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dark3r_ros.config import Config, setting
+from dark3r_ros.errors import ConfigError
+from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.raw.noise import resolve_noise
+from dark3r_ros.raw.planes import choose_binning
+from dark3r_ros.simulation.build import LIGHTS
+from dark3r_ros.simulation.odometry import OdometrySample, WheelOdometry
+from dark3r_ros.simulation.paths import Path
+from dark3r_ros.simulation.render import render, trace
+from dark3r_ros.simulation.scene import Scene
+from dark3r_ros.simulation.sensor import RawSensor, SignalStatistics
+from dark3r_ros.simulation.views import views_of
+from dark3r_ros.simulation.world import PATHS, SCENES, make_world
+from dark3r_ros.types import CFA_PATTERNS, Frame
+
+EPOCH_NS = 1_000_000_000_000_000_000
+FRAME_ID = 'camera_optical'
+
+_PROBES = 16  # frames that the exposure of a sequence is found from
+_NETWORK_WIDTH = 320
+
+
+@dataclass(frozen=True)
+class SimulationConfig(Config):
+    """What is simulated: scene, camera, light, noise and wheels."""
+
+    scene: str = setting('tunnel', 'kind of scene', choices=SCENES)
+    seconds: float = setting(20.0, 'length of the recording', unit='s', minimum=0.05, maximum=86400.0)
+    rate: float = setting(10.0, 'frames per second', unit='Hz', minimum=0.1, maximum=1000.0)
+    width: int = setting(1280, 'mosaic width, a multiple of 8', unit='px', minimum=32, maximum=16384)
+    height: int = setting(960, 'mosaic height, a multiple of 8', unit='px', minimum=32, maximum=16384)
+    hfov_deg: float = setting(78.0, 'horizontal field of view', unit='deg', minimum=10.0, maximum=140.0)
+    snr_db: float = setting(-4.0, 'signal-to-noise ratio at network resolution', unit='dB', minimum=-60.0, maximum=60.0)
+    clean: bool = setting(False, 'no noise at all; the SNR is then ignored')
+    auto_exposure: bool = setting(False, 'every frame gets the asked SNR instead of the sequence as a whole')
+    preset: str = setting('starvis', 'noise preset or YAML file of a noise model')
+    cfa: str = setting('rggb', 'phase of the Bayer mosaic', choices=CFA_PATTERNS)
+    light: str = setting('lamp', 'lamp on the robot, ambient light or both', choices=LIGHTS)
+    seed: int = setting(0, 'seed of scene, path and noise', minimum=0, maximum=2**31 - 1)
+    path: str = setting('auto', 'camera path; auto takes what suits the scene', choices=PATHS)
+    speed: float = setting(0.75, 'mean speed of a drive', unit='m/s', minimum=0.01, maximum=20.0)
+    blur: int = setting(1, 'sub-poses averaged into one frame; 1 is a sharp picture', minimum=1, maximum=64)
+    shutter_s: float = setting(0.04, 'time over which motion blur is taken', unit='s', minimum=0.0, maximum=10.0)
+    full: bool = setting(False, 'one ray per mosaic site instead of one per 2x2 quad (four times slower)')
+    depth: bool = setting(True, 'true depth at network size with every frame')
+    odometry: bool = setting(False, 'noisy wheel odometry with every frame')
+    odometry_scale_error: float = setting(0.02, 'relative error of the distance', minimum=-0.5, maximum=0.5)
+    odometry_noise: float = setting(0.01, 'error per square root of metre, m and rad', minimum=0.0, maximum=1.0)
+    odometry_slip_rate: float = setting(0.05, 'slips per metre', unit='1/m', minimum=0.0, maximum=10.0)
+    start_ns: int = setting(EPOCH_NS, 'stamp of the first frame', unit='ns', minimum=0)
+    frame_id: str = setting(FRAME_ID, 'ROS frame of the optical axes')
+    workers: int = setting(2, 'frames made at the same time; the result does not depend on it', minimum=1, maximum=64)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (('width', self.width), ('height', self.height)):
+            if value % 8:
+                raise ConfigError(f'SimulationConfig.{name} = {value} is not a multiple of 8, take {value // 8 * 8}')
+
+    @property
+    def count(self) -> int:
+        """Number of frames."""
+        return max(1, round(self.seconds * self.rate))
+
+    @property
+    def camera(self) -> Camera:
+        """Intrinsics at mosaic size, principal point in the middle."""
+        focal = 0.5 * self.width / math.tan(math.radians(self.hfov_deg) / 2.0)
+        return Camera(self.width, self.height, focal, focal, (self.width - 1) / 2.0, (self.height - 1) / 2.0)
+
+    @property
+    def binning(self) -> int:
+        """Mosaic pixels per side of a network pixel."""
+        return choose_binning(self.width, _NETWORK_WIDTH)
+
+    def stamp_ns(self, index: int) -> int:
+        """Time of a frame."""
+        return self.start_ns + round(index * 1e9 / self.rate)
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedFrame:
+    """A raw frame with its truth.
+
+    Attributes
+    ----------
+    frame: what the camera gave.
+    world_from_camera: (4, 4) float64 at the stamp (middle of the exposure), or None where a sequence has no pose.
+    depth: (h, w) float32 metres along the optical axis at network size, infinity where nothing is seen, or None.
+    odometry: wheel odometry at the stamp, or None.
+    snr_db: true SNR of this frame at network resolution, infinity without noise.
+    saturated: share of mosaic pixels at the white level.
+
+    """
+
+    frame: Frame
+    world_from_camera: NDArray[np.float64] | None
+    depth: NDArray[np.float32] | None
+    odometry: OdometrySample | None
+    snr_db: float
+    saturated: float
+
+
+class Simulation:
+    """A scene being photographed; iterating gives the frames in order, holding only a few at a time.
+
+    The same configuration gives the same frames bit for bit, whatever the number of workers.
+    """
+
+    def __init__(self, config: SimulationConfig) -> None:
+        self.config = config
+        self.sensor = RawSensor(resolve_noise(config.preset), config.cfa)
+        self.camera = config.camera
+        self.world: tuple[Scene, Path] = make_world(
+            config.scene, config.seed, light=config.light, path=config.path, speed=config.speed, seconds=config.seconds
+        )
+        self.statistics = SignalStatistics()
+        self._exposure = self._sequence_exposure()
+
+    @property
+    def exposure(self) -> float:
+        """Counts per unit of radiance over the sequence."""
+        return self._exposure
+
+    def __len__(self) -> int:
+        return self.config.count
+
+    def __iter__(self) -> Iterator[SimulatedFrame]:
+        config = self.config
+        wheels = WheelOdometry(
+            np.random.default_rng([config.seed, 5]),
+            scale_error=config.odometry_scale_error,
+            noise=config.odometry_noise,
+            slip_rate=config.odometry_slip_rate,
+        )
+        pool = ThreadPoolExecutor(config.workers, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            waiting: deque[Future[SimulatedFrame]] = deque()
+            for index in range(config.count + config.workers):
+                if index < config.count:
+                    waiting.append(pool.submit(self.photograph, index))
+                if index >= config.workers:
+                    made = waiting.popleft().result()
+                    yield self._with_odometry(made, wheels) if config.odometry else made
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    @staticmethod
+    def _with_odometry(made: SimulatedFrame, wheels: WheelOdometry) -> SimulatedFrame:
+        assert made.world_from_camera is not None
+        reading = wheels.read(made.frame.stamp_ns, made.world_from_camera)
+        return SimulatedFrame(made.frame, made.world_from_camera, made.depth, reading, made.snr_db, made.saturated)
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """True world_from_camera (4, 4) of a frame."""
+        return self._poses(index, 1)[0]
+
+    def _poses(self, index: int, count: int) -> NDArray[np.float64]:
+        middle = (self.config.stamp_ns(index) - self.config.start_ns) * 1e-9
+        offsets = (np.arange(count) + 0.5) / count - 0.5
+        return self.world[1](middle + self.config.shutter_s * offsets)
+
+    def radiance(self, index: int, camera: Camera) -> NDArray[np.float32]:
+        """Clean light (3, H, W) of a frame through any camera, motion blur included."""
+        scene, _ = self.world
+        total: torch.Tensor | None = None
+        for pose in self._poses(index, self.config.blur):
+            image = render(scene, views_of(camera, pose)).radiance[0]
+            total = image if total is None else total + image
+        assert total is not None
+        return np.asarray((total / self.config.blur).numpy(), dtype=np.float32)
+
+    def depth(self, index: int) -> NDArray[np.float32]:
+        """True depth (h, w) of a frame at network size."""
+        camera = self.camera.binned(self.config.binning)
+        hits = trace(self.world[0], views_of(camera, self.pose(index)))
+        return np.asarray(hits.depth[0].numpy(), dtype=np.float32)
+
+    def photograph(self, index: int) -> SimulatedFrame:
+        """Make one frame, odometry aside; frames can be made in any order."""
+        config, sensor = self.config, self.sensor
+        camera = self.camera if config.full else self.camera.binned(2)
+        light = self.radiance(index, camera)
+        # `planes` counts two mosaic pixels per value of radiance; a full rendering has one.
+        planes = sensor.planes(light, config.binning * (2 if config.full else 1))
+        statistics = SignalStatistics()
+        statistics.add(planes)
+        samples = sensor.samples(config.binning)
+        target = math.inf if config.clean else config.snr_db
+        exposure = statistics.exposure(sensor.noise, target, samples) if config.auto_exposure else self._exposure
+        clean = sensor.mosaic(light, exposure, full=config.full)
+        if config.clean:
+            mosaic = sensor.expose_clean(clean)
+        else:
+            mosaic = sensor.expose(clean, np.random.default_rng([config.seed, 4, index]))
+        black, white = sensor.noise.black_level, sensor.noise.white_level
+        frame = Frame(
+            stamp_ns=config.stamp_ns(index),
+            mosaic=mosaic,
+            cfa=config.cfa,
+            black_level=(black, black, black),
+            white_level=white,
+            camera=self.camera,
+            frame_id=config.frame_id,
+        )
+        return SimulatedFrame(
+            frame=frame,
+            world_from_camera=self.pose(index),
+            depth=self.depth(index) if config.depth else None,
+            odometry=None,
+            snr_db=math.inf if config.clean else statistics.snr_db(sensor.noise, exposure, samples),
+            saturated=float((mosaic >= math.floor(white)).mean()),
+        )
+
+    def _sequence_exposure(self) -> float:
+        """Exposure from frames spread over the sequence, at the resolution at which the SNR is defined."""
+        config = self.config
+        count = min(_PROBES, config.count)
+        probes = sorted({round(i) for i in np.linspace(0, config.count - 1, count)})
+        camera = self.camera.binned(2)
+
+        def planes(index: int) -> NDArray[np.float32]:
+            return self.sensor.planes(self.radiance(index, camera), config.binning)
+
+        with ThreadPoolExecutor(config.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for signal in pool.map(planes, probes):
+                self.statistics.add(signal)
+        target = math.inf if config.clean else config.snr_db
+        return self.statistics.exposure(self.sensor.noise, target, self.sensor.samples(config.binning))
+
+
+def simulate(config: SimulationConfig) -> Simulation:
+    """Simulate a recording: iterate over the result for the frames, `len()` tells their number."""
+    return Simulation(config)
