@@ -18,6 +18,9 @@ class MappingConfig(Config):
     network_width: int = setting(320, 'Width that the automatic binning aims at.', unit='px', minimum=64, maximum=4096)
     min_matches: int = setting(20, 'Fewest matches that are worth a pose estimate.', minimum=8)
     min_inliers: int = setting(15, 'Fewest correspondences that must agree with a pose.', minimum=6)
+    min_inlier_share: float = setting(
+        0.25, 'Smallest share of the matches that must agree with a pose.', minimum=0.0, maximum=1.0
+    )
     max_error: float = setting(
         2.0, 'Largest reprojection or epipolar error of an inlier.', unit='px', minimum=0.1, maximum=20.0
     )
@@ -41,6 +44,9 @@ class MappingConfig(Config):
     window_fixed: int = setting(8, 'Older keyframes that hold the window in place.', minimum=1, maximum=100)
     neighbours: int = setting(5, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
     lost_after: int = setting(5, 'Frames in a row without a pose after which the state is lost.', minimum=1)
+    young_keyframes: int = setting(
+        6, 'A map that gets lost with no more keyframes than these is given up and started again.', minimum=0
+    )
     relocalise_keyframes: int = setting(
         64, 'Keyframes whose features are kept so that a lost camera can find its place.', minimum=4, maximum=10000
     )

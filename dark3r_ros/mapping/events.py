@@ -83,7 +83,15 @@ class StateChanged:
     message: str
 
 
-Event: TypeAlias = FramePosed | FrameUnposed | KeyframeAdded | KeyframesMoved | StateChanged
+@dataclass(frozen=True, eq=False)
+class MapDiscarded:
+    """The map was given up while it was young; poses and keyframes reported so far are void, ids begin anew."""
+
+    stamp_ns: int
+    message: str
+
+
+Event: TypeAlias = FramePosed | FrameUnposed | KeyframeAdded | KeyframesMoved | StateChanged | MapDiscarded
 
 
 @dataclass(frozen=True)

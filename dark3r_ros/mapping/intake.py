@@ -11,10 +11,7 @@ from dark3r_ros.errors import Dark3rError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.model.predictor import Predictor
-try:
-    from dark3r_ros.raw.camera_info import check_camera
-except ImportError:
-    check_camera = lambda f, c: None
+from dark3r_ros.raw.camera_info import check_camera
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.raw.planes import choose_binning, display_image, to_planes
 from dark3r_ros.raw.snr import estimate_snr

@@ -8,7 +8,10 @@ same object, and the same frames give the same events.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +27,7 @@ from dark3r_ros.mapping.events import (
     KeyframeAdded,
     KeyframesMoved,
     KeyframeState,
+    MapDiscarded,
     PipelineStatus,
     StateChanged,
 )
@@ -41,6 +45,8 @@ from dark3r_ros.types import Frame, MappingState, Reconstruction
 
 Array = NDArray[np.float64]
 
+STAGES = ('encode', 'initialise', 'track', 'keyframe', 'window', 'final')
+
 
 class MappingPipeline:
     """Initialisation, tracking, keyframes, sliding window, loss and recovery.
@@ -56,26 +62,32 @@ class MappingPipeline:
     def reset(self) -> None:
         """Forget everything and wait for the first frame."""
         self._intake = Intake(self._config, self._predictor, self._noise)
-        self._initialiser = Initialiser(self._config, self._predictor)
-        self._map = SparseMap()
-        self._archive = Archive(self._config)
+        self._clear_map()
         self._log = PoseLog()
-        self._retry: deque[View] = deque(maxlen=self._config.retry_frames or None)
         self._state = MappingState.WAITING_FOR_CALIBRATION
         self._message = 'waiting for the first frame with calibration'
         self._camera: Camera | None = None
+        self._newest: tuple[int, int] = (0, 0)  # inliers, matches of the newest frame
+        self._newest_posed_ns = -(2**63)
+        self.stage_seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+
+    def _clear_map(self) -> None:
+        self._initialiser = Initialiser(self._config, self._predictor)
+        self._map = SparseMap()
+        self._archive = Archive(self._config)
+        self._retry: deque[View] = deque(maxlen=self._config.retry_frames or None)
+        self._young: list[View] = []  # all views of a map that may yet be given up
         self._failures = 0
         self._motion: tuple[Array, Array] | None = None  # the last two camera_from_world
         self._baseline: TrackResult | None = None
-        self._newest: tuple[int, int] = (0, 0)  # inliers, matches of the newest frame
-        self._newest_posed_ns = -(2**63)
 
     # ------------------------------------------------------------------ input
 
     def push(self, frame: Frame) -> list[Event]:
         """Process one frame; returns what happened, in order."""
         try:
-            view = self._intake.take(frame)
+            with self._timed('encode'):
+                view = self._intake.take(frame)
         except RefusedError as refusal:
             return self._refused(frame, refusal)
         if self._camera is None:
@@ -83,7 +95,8 @@ class MappingPipeline:
         self._log.add(view.stamp_ns, view.name, view.snr_db, 'not reached')
         if self._map.keyframes:
             return self._track(view)
-        return self._initialise(view)
+        with self._timed('initialise'):
+            return self._initialise(view)
 
     def flush(self) -> list[Event]:
         """End of the input: start the map from the best pair if there is none, retry frames, refine everything."""
@@ -97,8 +110,9 @@ class MappingPipeline:
         events += self._retry_unposed()
         observing = sum(1 for keyframe in self._map.keyframes if len(keyframe.table.observing()))
         if observing <= self._config.final_keyframes:
-            self._complete_matches()
-            events.append(self._moved(refine_all(self._map, self._config)))
+            with self._timed('final'):
+                self._complete_matches()
+                events.append(self._moved(refine_all(self._map, self._config)))
             events += self._retry_unposed()
         return events
 
@@ -165,6 +179,7 @@ class MappingPipeline:
         for view in [*later, *earlier[::-1]][-self._config.retry_frames - 2 :]:
             posed += self._pose_late(view)
         self._initialiser = Initialiser(self._config, self._predictor)
+        self._young = [pair.first, pair.second, *waiting]
         self._newest = (inliers, len(pair.matches))
         self._motion = None
         stamp = pair.second.stamp_ns
@@ -174,9 +189,11 @@ class MappingPipeline:
         recovering = self._failures > 0
         references = self._references(recovering)
         guess = self._predicted() if not recovering else None
-        result = track(view, references, self._map, self._predictor, self._config, guess)
-        if result.camera_from_world is None and not recovering:
-            result = track(view, self._references(True), self._map, self._predictor, self._config)
+        self._remember_young(view)
+        with self._timed('track'):
+            result = track(view, references, self._map, self._predictor, self._config, guess, recovering)
+            if result.camera_from_world is None and not recovering:
+                result = track(view, self._references(True), self._map, self._predictor, self._config)
         self._newest = (result.inliers, result.matches)
         if result.camera_from_world is None:
             return self._unposed(view, result)
@@ -198,8 +215,10 @@ class MappingPipeline:
             self._log.pose(view.stamp_ns, reference, pose, result.inliers, result.matches, False)
             return self._report(view, pose, result.covariance, result.inliers, result.matches, None)
         neighbours = self._neighbours(result)
-        keyframe = insert_keyframe(self._map, view, pose, neighbours, self._predictor, self._config)
-        moved, covariance = refine_window(self._map, self._config)
+        with self._timed('keyframe'):
+            keyframe = insert_keyframe(self._map, view, pose, neighbours, self._predictor, self._config)
+        with self._timed('window'):
+            moved, covariance = refine_window(self._map, self._config)
         self._baseline = None
         self._log.pose(view.stamp_ns, keyframe, keyframe.camera_from_world, result.inliers, result.matches, True)
         events = self._report(view, keyframe.camera_from_world, covariance, result.inliers, result.matches, keyframe)
@@ -212,7 +231,26 @@ class MappingPipeline:
         if self._config.retry_frames:
             self._retry.append(view)
         events: list[Event] = [FrameUnposed(view.stamp_ns, view.frame_id, result.reason)]
+        if self._failures >= self._config.lost_after and len(self._map.keyframes) <= self._config.young_keyframes:
+            return events + self._give_up(view)
         return events + self._enter(view.stamp_ns, self._state_without_pose(), result.reason)
+
+    def _remember_young(self, view: View) -> None:
+        if len(self._map.keyframes) > self._config.young_keyframes:
+            self._young = []
+        elif len(self._young) < self._config.retry_frames:
+            self._young.append(view)
+
+    def _give_up(self, view: View) -> list[Event]:
+        """Start again from the newest view; the others are posed once the new map stands."""
+        message = 'the first map was too weak to go on: starting again'
+        waiting = [other for other in self._young if other is not view]
+        self._log.discard_poses(message)
+        self._clear_map()
+        self._initialiser.dropped = waiting
+        discarded: list[Event] = [MapDiscarded(view.stamp_ns, message)]
+        self._initialiser.push(view)
+        return discarded + self._enter(view.stamp_ns, MappingState.INITIALISING, message)
 
     def _pose_late(self, view: View) -> list[Event]:
         """Pose a view out of turn, against the keyframes nearest to it in time and a few newest ones."""
@@ -220,7 +258,7 @@ class MappingPipeline:
             (keyframe for keyframe in self._map.keyframes if keyframe.features is not None),
             key=lambda keyframe: (abs(keyframe.stamp_ns - view.stamp_ns), keyframe.keyframe_id),
         )[:6]
-        result = track(view, nearest, self._map, self._predictor, self._config)
+        result = track(view, nearest, self._map, self._predictor, self._config, recovering=True)
         if result.camera_from_world is None:
             self._log.explain(view.stamp_ns, result.reason)
             if self._config.retry_frames and all(view is not other for other in self._retry):
@@ -249,6 +287,14 @@ class MappingPipeline:
             seen = keyframe.table.landmark
             partners = self._map.covisible(seen[seen >= 0], before)[: self._config.neighbours]
             link(self._map, keyframe, partners, self._predictor, self._config)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds[stage] += time.perf_counter() - began
 
     # ------------------------------------------------------------------ choices
 

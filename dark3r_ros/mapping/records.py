@@ -84,6 +84,15 @@ class PoseLog:
         row['relative'] = np.concatenate([relative[:3, 3], se3.quaternion(relative[:3, :3])])
         row['inliers'], row['matches'], row['reason'] = inliers, matches, 0
 
+    def discard_poses(self, reason: str) -> None:
+        """Take every pose back; the keyframes they refer to are gone."""
+        for stamp_ns, number in self._row_of.items():
+            row = self._rows[number]
+            if row['keyframe'] >= 0:
+                row['keyframe'], row['is_keyframe'] = -1, False
+                self.explain(stamp_ns, reason)
+        self._posed = 0
+
     def records(self, keyframes: Sequence[Keyframe]) -> list[FrameRecord]:
         """All frames by time, posed from the newest keyframe poses."""
         rows = self._rows[: self._count]

@@ -91,10 +91,12 @@ def track(
     predictor: Predictor,
     config: MappingConfig,
     guess: Array | None = None,
+    recovering: bool = False,
 ) -> TrackResult:
     """Match the view with the reference keyframes and resect it from their landmarks.
 
-    `guess` is a predicted camera_from_world. The first reference is the one whose overlap and flow are reported.
+    `guess` is a predicted camera_from_world. While `recovering`, where the camera may be anywhere, twice the inliers
+    are asked for. The first reference is the one whose overlap and flow are reported.
     """
     usable = [keyframe for keyframe in references if keyframe.features is not None]
     if not usable:
@@ -104,6 +106,7 @@ def track(
     tried = len(links.landmark)
     if tried < config.min_matches:
         return _failed(tried, f'{tried} matches with the map, {config.min_matches} needed')
+    min_inliers = config.min_inliers * (2 if recovering else 1)
     points = sparse_map.landmarks.points[links.landmark]
     observed = view.camera.unproject(links.pixels)
     found = resect(points, observed, view.focal, config.max_error, guess=guess, min_inliers=config.min_inliers)
@@ -111,6 +114,14 @@ def track(
         found = resect(points, observed, view.focal, config.max_error, min_inliers=config.min_inliers)
     if found is None:
         return _failed(tried, f'no pose explains {config.min_inliers} of {tried} matches with the map')
+    inliers = int(found.inliers.sum())
+    # References that look elsewhere only add wrong matches; the share counts where any agree.
+    agreeing = np.bincount(links.reference[found.inliers], minlength=len(usable)) > 0.1 * np.bincount(
+        links.reference, minlength=len(usable)
+    )
+    share = inliers / max(int(agreeing[links.reference].sum()), 1)
+    if inliers < min_inliers or share < config.min_inlier_share:
+        return _failed(tried, f'only {inliers} of {tried} matches with the map agree with one pose')
     own = found.inliers & (links.reference == 0)
     reference_count = max(len(usable[0].table.observing()), 1)
     shift = np.linalg.norm(links.pixels[own] - links.reference_pixels[own], axis=1)

@@ -165,7 +165,8 @@ class _Schur:
     def reduced(self, damping: float) -> tuple[Array, Array, Array]:
         """Reduced matrix (6f, 6f), its right side (6f,) and the inverted point blocks (P, 3, 3)."""
         system = self._system
-        inverse_points = np.linalg.inv(_block_diagonal_damped(system.hessian_points, damping)).astype(np.float64, copy=False)
+        damped = _block_diagonal_damped(system.hessian_points, damping)
+        inverse_points = np.linalg.inv(damped).astype(np.float64, copy=False)
         scaled = system.coupling[self._order] @ inverse_points[self._columns]
         scaled_sparse = self._bsr(scaled, self._coupling.shape)
         rows = (6 * self._free[:, None] + np.arange(6)).ravel()
