@@ -21,7 +21,7 @@ from types import ModuleType
 from dark3r_ros import __version__
 from dark3r_ros.errors import Dark3rError
 
-COMMANDS = ('demo', 'simulate', 'darken', 'inspect', 'map', 'evaluate', 'calibrate_noise')
+COMMANDS = ('demo', 'simulate', 'darken', 'inspect', 'map', 'evaluate', 'calibrate_noise', 'weights', 'export_engine')
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

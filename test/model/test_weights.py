@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dark3r_ros.cli.main import main
 from dark3r_ros.errors import ConfigError, DataError, OutputError
 from dark3r_ros.model.config import NetworkConfig
 from dark3r_ros.model.constructor import config_from_constructor, parse_constructor
@@ -284,3 +285,23 @@ def test_golden_small_weights_load_without_leftovers(shared_root):
     config, _ = read_config(folder / 'config.json')
     report = load_state(TwoViewNetwork(config), load_file(folder / 'weights.safetensors'))
     assert report.unexpected == ()
+
+
+def test_info_command(tmp_path, capsys):
+    network = initialise(TwoViewNetwork(TINY), 3)
+    path = tmp_path / 'w.safetensors'
+    save_network(path, network, WeightsInfo(TINY, 'signed', 'abc123', 'procedural rooms', 'Apache-2.0', {'steps': 7}))
+    assert main(['weights', 'info', str(path), '--json']) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts['parameters'] == sum(p.numel() for p in network.parameters())
+    assert facts['fingerprint'] == fingerprint(network)
+    assert (facts['commit'], facts['licence'], facts['extra']) == ('abc123', 'Apache-2.0', {'steps': 7})
+    assert facts['architecture']['enc_embed_dim'] == 32
+    assert main(['weights', 'info', str(path)]) == 0
+    text = capsys.readouterr().out
+    assert 'procedural rooms' in text
+    assert 'none' in text
+    path.write_bytes(path.read_bytes()[:-10])
+    assert main(['weights', 'info', str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('dark3r: error:') and error.count('\n') == 1
