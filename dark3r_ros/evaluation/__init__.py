@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trajectory and depth metrics, baselines and reports."""
+"""Scores against the truth and reports for people."""

@@ -134,8 +134,11 @@ class _Part:
         lost = f'{expected - given} of {expected} messages are lost' if whole else 'messages are lost'
         self._warnings.append(f'{self.path.name} is damaged ({reason}): {lost}{_broken(scan)}')
 
+    @property
+    def sound(self) -> bool:
+        return self._reader is not None
+
     def log_times(self) -> dict[str, list[int]]:
-        """Recording times per topic."""
         if self._reader is not None and self.path.suffix == '.mcap' and (times := mcap_log_times(self.path)):
             return times
         if self._reader is not None and self.path.suffix == '.db3':
@@ -312,6 +315,16 @@ class BagReader:
                 return stream.read()
         except zstandard.ZstdError as error:
             raise DataError(f'{self.path}: a compressed message cannot be unpacked ({error})') from error
+
+    @property
+    def indexed(self) -> bool:
+        """Whether every file is sound, so that `messages` finds a time window without reading all before it."""
+        return all(part.sound for part in self._parts)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the storage files (unpacked ones where they were compressed)."""
+        return sum(part.path.stat().st_size for part in self._parts)
 
     def log_times(self) -> dict[str, NDArray[np.int64]]:
         """Recording times of every message by topic; reads the indices only, where there are any."""

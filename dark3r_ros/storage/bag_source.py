@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,12 @@ from dark3r_ros.storage.ros_messages import (
     message_stamp_ns,
     serialized_stamp_ns,
 )
-from dark3r_ros.storage.selection import Selection
+from dark3r_ros.storage.selection import Selection, spread
 from dark3r_ros.types import Float64Array, Frame
 
 _COMPRESSED = 'sensor_msgs/msg/CompressedImage'
+
+_BROKEN = 'image messages are cut or broken and left out'
 
 # Intrinsics of the image, and the offset of its top-left pixel within the full sensor.
 _Calibration = tuple[Camera | None, tuple[int, int]]
@@ -158,7 +161,7 @@ class BagSource:
                 raise
             except DataError as error:
                 failure = error
-                self._counts['image messages are cut or broken and left out'] += 1
+                self._counts[_BROKEN] += 1
                 continue
             self._count_order(stamp, previous)
             previous = stamp if previous is None else max(previous, stamp)
@@ -166,6 +169,47 @@ class BagSource:
             yield frame
         if not given:
             raise failure or DataError(f'{self._reader.path}: no frame is left after start, duration and stride')
+
+    def sample(self, count: int) -> Iterator[Frame]:
+        """At most `count` frames, evenly spread over the whole bag; broken ones are left out and counted."""
+        options, levels = self._options()
+        self._decoder = FrameDecoder(options)
+        for message in self._sampled_messages(count):
+            try:
+                yield self._frame(message, serialized_stamp_ns(message.data), self._first, levels)
+            except (EncodingError, CalibrationError):
+                raise
+            except DataError:
+                self._counts[_BROKEN] += 1
+
+    def _sampled_messages(self, count: int) -> Iterator[BagMessage]:
+        if self._reader.indexed:
+            times = self.log_times_ns
+            for index in spread(len(times), count):
+                time = int(times[index])
+                yield from islice(self._reader.messages([self.image_topic], time, time + 1), 1)
+            return
+        total = next(topic.count for topic in self._reader.topics if topic.name == self.image_topic)
+        chosen = set(spread(total, count))
+        for index, message in enumerate(self._reader.messages([self.image_topic])):
+            if index in chosen:
+                yield message
+
+    @property
+    def reader(self) -> BagReader:
+        """The bag behind the frames."""
+        return self._reader
+
+    @property
+    def log_times_ns(self) -> NDArray[np.int64]:
+        """Times at which the images were recorded."""
+        return self._reader.log_times().get(self.image_topic, np.zeros(0, np.int64))
+
+    @property
+    def stamps_ns(self) -> NDArray[np.int64]:
+        """Header stamps of all images; reads the whole bag."""
+        messages = self._reader.messages([self.image_topic])
+        return np.array([serialized_stamp_ns(item.data) for item in messages if len(item.data) >= 12], dtype=np.int64)
 
     def _count_order(self, stamp: int, previous: int | None) -> None:
         if previous is not None and stamp == previous:

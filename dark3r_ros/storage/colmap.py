@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dark3r_ros.errors import DataError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.storage.files import write_text
@@ -99,3 +100,36 @@ def write_colmap(folder: Path | str, reconstruction: Reconstruction) -> None:
         xyz = _numbers(observations.points[point])
         points.append(f'{point + 1} {xyz} {colour} {mean_error:.6g} {" ".join(tracks[point])}\n')
     write_text(folder / 'points3D.txt', ''.join(points))
+
+
+def read_observations(folder: Path | str) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Pixels (N, 2), centre of the top-left one at (0, 0), and world points (N, 3) seen there, by frame name.
+
+    Reads what `write_colmap` wrote (COLMAP's own text models as well); empty where there is no model.
+    """
+    folder = Path(folder)
+    if not (folder / 'images.txt').is_file() or not (folder / 'points3D.txt').is_file():
+        return {}
+    try:
+        points = {
+            int(fields[0]): [float(value) for value in fields[1:4]]
+            for fields in map(str.split, _data_lines(folder / 'points3D.txt'))
+            if fields
+        }
+        lines = _data_lines(folder / 'images.txt')
+        return {
+            head.split()[9]: _seen(body.split(), points) for head, body in zip(lines[::2], lines[1::2], strict=True)
+        }
+    except (ValueError, IndexError, OSError) as error:
+        raise DataError(f'{folder} holds no readable COLMAP model ({error})') from error
+
+
+def _data_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().split('\n')[:-1] if not line.startswith('#')]
+
+
+def _seen(fields: list[str], points: dict[int, list[float]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    table = np.array(fields, dtype=np.float64).reshape(-1, 3)
+    known = [row for row in table if int(row[2]) in points]
+    world = np.array([points[int(row[2])] for row in known], dtype=np.float64).reshape(-1, 3)
+    return np.array(known, dtype=np.float64).reshape(-1, 3)[:, :2] - _HALF, world

@@ -63,3 +63,13 @@ class Cursor:
             return False
         self._seen += 1
         return (self._seen - 1) % self._selection.stride == 0
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` indices below `total`, evenly spread, first and last among them."""
+    if total <= 0 or count <= 0:
+        return []
+    if count == 1 or total == 1:
+        return [0]
+    chosen = min(count, total)
+    return [index * (total - 1) // (chosen - 1) for index in range(chosen)]

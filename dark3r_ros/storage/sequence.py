@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from dark3r_ros.errors import DataError
 from dark3r_ros.geometry.camera import Camera
@@ -214,3 +216,24 @@ def write_cameras_json(
     lines = ',\n  '.join(json.dumps(entry) for entry in entries)
     body = json.dumps(head, indent=1)[:-2]
     write_text(path, f'{body},\n "images": [\n  {lines}\n ]\n}}\n')
+
+
+def read_depth(info: SequenceInfo, image: SequenceImage) -> NDArray[np.float32] | None:
+    """Depth (h, w) along the optical axis in the unit of the poses, 0 where unknown; None where there is no file.
+
+    PNG holds uint16 counts of 1 / `depth_unit`, NPY floats. DataError when the file is named but unreadable.
+    """
+    if not image.depth:
+        return None
+    path = info.folder / image.depth
+    try:
+        if path.suffix == '.npy':
+            depth = np.load(path, allow_pickle=False).astype(np.float32)
+        else:
+            counts = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+            depth = np.asarray(counts, dtype=np.float32) / np.float32(info.depth_unit)
+    except (OSError, ValueError, TypeError, cv2.error) as error:
+        raise DataError(f'cannot read the depth {path} ({error})') from error
+    if depth.ndim != 2:
+        raise DataError(f'the depth {path} has {depth.ndim} dimensions, 2 are needed')
+    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))

@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.raw.decode import DecodeOptions
 from dark3r_ros.raw.files import CAMERA_RAW_SUFFIXES, IMAGE_SUFFIXES, read_raw_file
 from dark3r_ros.storage.bag_reader import is_bag, natural_key
 from dark3r_ros.storage.bag_source import BagSource
-from dark3r_ros.storage.selection import Selection
+from dark3r_ros.storage.selection import Selection, spread
 from dark3r_ros.storage.sequence import CAMERAS_FILE, SequenceInfo, default_stamp_ns, read_cameras_json
-from dark3r_ros.types import Frame, FrameSource
+from dark3r_ros.types import Frame
 
 
 class FolderSource:
@@ -42,6 +45,16 @@ class FolderSource:
             if frame.processed:
                 self._warn('8-bit pictures are un-processed approximately; noise and SNR figures are rough')
             yield frame
+
+    def sample(self, count: int) -> Iterator[Frame]:
+        """At most `count` frames, evenly spread."""
+        for index in spread(len(self._files), count):
+            yield self._files[index][1]()
+
+    @property
+    def stamps_ns(self) -> NDArray[np.int64]:
+        """Times of all frames."""
+        return np.array([stamp for stamp, _ in self._files], dtype=np.int64)
 
     def _warn(self, text: str) -> None:
         kind = text.split('(')[0]
@@ -123,7 +136,7 @@ def open_source(
     duration: float = 0.0,
     stride: int = 1,
     camera: Camera | None = None,
-) -> FrameSource:
+) -> BagSource | FolderSource:
     """Open a bag (folder, .mcap, .db3), a sequence folder with `cameras.json`, a folder of raw files or one file.
 
     Parameters
