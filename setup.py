@@ -5,7 +5,19 @@ from setuptools import find_packages, setup
 
 MESH = ['open3d-cpu>=0.19', 'libusb-package']
 VIEWER = ['rerun-sdk>=0.20']
-DEV = ['pytest>=8', 'pytest-timeout', 'pytest-xdist', 'hypothesis>=6', 'mypy>=1.10', 'ruff>=0.9', 'types-PyYAML', 'types-tqdm', 'types-psutil']
+# Kinds of data files that may lie beside the modules.
+DATA = ('css', 'html', 'jinja', 'json', 'npz', 'png', 'safetensors', 'txt', 'yaml')
+DEV = [
+    'pytest>=8',
+    'pytest-timeout',
+    'pytest-xdist',
+    'hypothesis>=6',
+    'mypy>=1.10',
+    'ruff>=0.9',
+    'types-PyYAML',
+    'types-tqdm',
+    'types-psutil',
+]
 
 setup(
     name='dark3r_ros',
@@ -14,12 +26,14 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['dark3r_ros', 'dark3r_ros.*']),
-    package_data={'dark3r_ros': ['py.typed']},
+    package_data={'dark3r_ros': ['py.typed', *(f'**/*.{suffix}' for suffix in DATA)]},
     python_requires='>=3.10',
     install_requires=[
+        'lz4>=4',
         'matplotlib>=3.8',
         'numpy>=1.26',
         'opencv-python-headless>=4.9',
+        'pillow>=10',
         'poselib>=2.0.4',
         'psutil>=5.9',
         'pycolmap>=3.11',

@@ -11,8 +11,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import numpy
-
 PYTHON_INCLUDE = re.compile(r'/[^;"\s]*/include/python3\.\d+\b')
 NUMPY_INCLUDE = re.compile(r'/[^;"\s]*/site-packages/numpy/_?core/include')
 
@@ -23,12 +21,10 @@ def patch(text: str, python_include: str, numpy_include: str) -> str:
     return PYTHON_INCLUDE.sub(lambda _: python_include, text)
 
 
-def main() -> int:
-    """Rewrite every exported target file under the environment's share folder; print how many changed."""
-    python_include = sysconfig.get_path('include')
-    numpy_include = numpy.get_include()
+def patch_prefix(prefix: Path, python_include: str, numpy_include: str) -> int:
+    """Rewrite every exported target file under `prefix`/share; return how many changed."""
     changed = 0
-    for path in Path(sys.prefix, 'share').glob('*/cmake/*Export*.cmake'):
+    for path in prefix.glob('share/*/cmake/*Export*.cmake'):
         old = path.read_text(encoding='utf-8')
         new = patch(old, python_include, numpy_include)
         if new != old:
@@ -37,7 +33,16 @@ def main() -> int:
             temporary.write_text(new, encoding='utf-8')
             os.replace(temporary, path)
             changed += 1
-    print(f'{changed} CMake files pointed at {python_include}')
+    return changed
+
+
+def main() -> int:
+    """Patch the running interpreter's environment."""
+    import numpy
+
+    include = sysconfig.get_path('include')
+    changed = patch_prefix(Path(sys.prefix), include, numpy.get_include())
+    print(f'{changed} CMake files pointed at {include}')
     return 0
 
 

@@ -13,7 +13,7 @@ torch_cpu_index=https://download.pytorch.org/whl/cpu
 
 usage() {
   cat <<'TEXT'
-usage: environment/setup.sh [--cuda | --cpu | --present-torch] [--mesh] [--no-dev] [--python PYTHON]
+usage: environment/setup.sh [--cuda | --cpu | --present-torch] [--mesh] [--no-dev] [--python PYTHON] [--check]
 
   --cuda           install the CUDA build of PyTorch (default: keep the installed one, else the CPU build)
   --cpu            install the CPU build of PyTorch
@@ -21,6 +21,7 @@ usage: environment/setup.sh [--cuda | --cpu | --present-torch] [--mesh] [--no-de
   --mesh           also install Open3D, which the simulator needs for textured meshes
   --no-dev         leave out the test and lint tools
   --python PYTHON  base interpreter of a new .venv (default: python3.11, else python3 of at least 3.10)
+  --check          only check the machine and say what would be used
 
 Afterwards: source environment/activate.sh
 TEXT
@@ -34,6 +35,7 @@ fail() {
 
 torch=keep
 python=''
+check_only=''
 groups=(core ros dev)
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -47,6 +49,7 @@ while [ $# -gt 0 ]; do
       python="$2"
       shift
       ;;
+    --check) check_only=1 ;;
     -h | --help)
       usage
       exit 0
@@ -80,15 +83,17 @@ find_ros() { # prints the prefix that holds the sourced rclpy, or nothing
   done < <(sourced_prefixes)
 }
 
-has_real_tf2_msgs() {
+find_tf2_msgs() { # prints the prefix that holds a tf2_msgs other than ours, or nothing
   local prefix
   while read -r prefix; do
-    [ ! -e "$prefix/share/ament_index/resource_index/packages/tf2_msgs" ] || return 0
+    if [ -e "$prefix/share/ament_index/resource_index/packages/tf2_msgs" ]; then
+      echo "$prefix"
+      return
+    fi
   done < <(
     sourced_prefixes
     echo "$venv"
   )
-  return 1
 }
 
 works() { "$1" -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))" >/dev/null 2>&1; }
@@ -174,6 +179,11 @@ except urllib.error.HTTPError:
 except (OSError, ValueError):
     sys.exit(1)
 PY
+}
+
+check_resources() { # what a download needs
+  if [ "$torch" = cuda ]; then check_disk 14; else check_disk 5; fi
+  check_network
 }
 
 # --------------------------------------------------------------------------------------------------------- install
@@ -295,9 +305,8 @@ install_groups() {
   case "$torch" in cpu | cuda) [[ "$(cat "$state/torch" 2>/dev/null)" = "$torch" ]] || missing+=(torch) ;; esac
   [ ${#missing[@]} -gt 0 ] || return 0
 
-  if [ "$torch" = cuda ]; then check_disk 14; else check_disk 5; fi
+  check_resources
   choose_installer
-  check_network
   : >"$log"
   install_torch
   say "installing packages (${missing[*]}); this takes minutes the first time"
@@ -334,7 +343,7 @@ build_key() {
     cd "$root"
     cat CMakeLists.txt package.xml msg/* srv/* action/* environment/underlay/*/*.* environment/underlay/*/*/*.*
     find dark3r_ros config launch rviz scripts -name __pycache__ -prune -o -type f -print | LC_ALL=C sort
-    echo "$mode $ros $(has_real_tf2_msgs && echo real || echo underlay)"
+    echo "$mode $ros $(find_tf2_msgs)"
     cat "$state/group-ros"
   ) | sha256sum
 }
@@ -346,7 +355,7 @@ build_interfaces() {
     return 0
   fi
   check_disk 1
-  if has_real_tf2_msgs; then
+  if [ -n "$(find_tf2_msgs)" ]; then
     rm -rf "$root/install/tf2_msgs" "$root/build/tf2_msgs"
   else
     paths=("$here/underlay/tf2_msgs" "$root")
@@ -395,8 +404,14 @@ uv="$(command -v uv || true)"
 log="$state/install.log"
 
 check_tools
+if [ -n "$check_only" ]; then
+  tf2="$(find_tf2_msgs)"
+  say "ROS 2: ${ros:-Kilted from wheels}; Python: $python; installer: ${uv:-pip}; tf2_msgs: ${tf2:-environment/underlay}"
+  exit 0
+fi
+works "$venv/bin/python" || check_resources
 make_venv
 install_groups
 install_editable
 build_interfaces
-say "ready ($(cat "$state/mode" | sed -e 's/^wheels.*/ROS 2 Kilted from wheels/' -e 's/^sourced/ROS 2 in/'), torch $(installed_torch)); now: source environment/activate.sh"
+say "ready (ROS 2: ${ros:-Kilted from wheels}, torch $(installed_torch)); now: source environment/activate.sh"
