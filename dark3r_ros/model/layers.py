@@ -93,14 +93,22 @@ class CrossAttention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
+class Norm(nn.LayerNorm):
+    """Layer normalisation in the precision of its weights, on every device, also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(.., width) -> (.., width)."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class EncoderBlock(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.norm1 = Norm(width, eps=eps)
         self.attn = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.norm2 = Norm(width, eps=eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
@@ -114,12 +122,12 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.norm1 = Norm(width, eps=eps)
         self.attn = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.norm_y = nn.LayerNorm(width, eps=eps)
+        self.norm2 = Norm(width, eps=eps)
+        self.norm_y = Norm(width, eps=eps)
         self.cross_attn = CrossAttention(width, heads)
-        self.norm3 = nn.LayerNorm(width, eps=eps)
+        self.norm3 = Norm(width, eps=eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, memory: Tensor, rotation: Rotation, memory_rotation: Rotation) -> Tensor:

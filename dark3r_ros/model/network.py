@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dark3r_ros.errors import DataError
 from dark3r_ros.model.config import NetworkConfig
 from dark3r_ros.model.heads import ViewHead
-from dark3r_ros.model.layers import DecoderBlock, EncoderBlock, Rotation, rope_tables
+from dark3r_ros.model.layers import DecoderBlock, EncoderBlock, Norm, Rotation, rope_tables
 
 Grid = tuple[int, int]
 
@@ -81,13 +81,13 @@ class TwoViewNetwork(nn.Module):
         self.enc_blocks = nn.ModuleList(
             EncoderBlock(enc, config.enc_num_heads, ratio, eps) for _ in range(config.enc_depth)
         )
-        self.enc_norm = nn.LayerNorm(enc, eps=eps)
+        self.enc_norm = Norm(enc, eps=eps)
         self.decoder_embed = nn.Linear(enc, dec)
         self.dec_blocks, self.dec_blocks2 = (
             nn.ModuleList(DecoderBlock(dec, config.dec_num_heads, ratio, eps) for _ in range(config.dec_depth))
             for _ in range(2)
         )
-        self.dec_norm = nn.LayerNorm(dec, eps=eps)
+        self.dec_norm = Norm(dec, eps=eps)
         self.downstream_head1 = ViewHead(config)
         self.downstream_head2 = ViewHead(config)
 
@@ -135,7 +135,9 @@ class TwoViewNetwork(nn.Module):
         Returns for each view [encoder output, output of decoder layer 1, .., of the last layer, normalised].
         """
         layers1, layers2 = [encoded1], [encoded2]
-        x1, x2 = self.decoder_embed(encoded1), self.decoder_embed(encoded2)
+        # The residual stream keeps full precision, also under autocast.
+        full = self.decoder_embed.weight.dtype
+        x1, x2 = self.decoder_embed(encoded1).to(full), self.decoder_embed(encoded2).to(full)
         rotation1 = self._rotation(grid1, decoder=True, device=x1.device)
         rotation2 = self._rotation(grid2, decoder=True, device=x2.device)
         for block1, block2 in zip(self.dec_blocks, self.dec_blocks2, strict=True):
@@ -146,15 +148,22 @@ class TwoViewNetwork(nn.Module):
         layers1[-1], layers2[-1] = self.dec_norm(x1), self.dec_norm(x2)
         return layers1, layers2
 
+    def decode_raw(
+        self, encoded1: Tensor, encoded2: Tensor, grid1: Grid, grid2: Grid
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Head outputs before their activation: points (B, 4, H', W') and descriptors (B, D + 1, H', W') a view."""
+        layers1, layers2 = self.decode_tokens(encoded1, encoded2, grid1, grid2)
+        with torch.autocast(encoded1.device.type, enabled=False):
+            raw1 = self.downstream_head1([layer.float() for layer in layers1], grid1)
+            raw2 = self.downstream_head2([layer.float() for layer in layers2], grid2)
+        return raw1, raw2
+
     def decode(
         self, encoded1: Tensor, encoded2: Tensor, grid1: Grid, grid2: Grid
     ) -> tuple[ViewPrediction, ViewPrediction]:
         """Maps of both views from their encoder outputs (B, N1, E), (B, N2, E) and token grids (rows, columns)."""
-        layers1, layers2 = self.decode_tokens(encoded1, encoded2, grid1, grid2)
-        with torch.autocast(encoded1.device.type, enabled=False):
-            view1 = activate(*self.downstream_head1([layer.float() for layer in layers1], grid1))
-            view2 = activate(*self.downstream_head2([layer.float() for layer in layers2], grid2))
-        return view1, view2
+        raw1, raw2 = self.decode_raw(encoded1, encoded2, grid1, grid2)
+        return activate(*raw1), activate(*raw2)
 
     def forward(self, images1: Tensor, images2: Tensor) -> tuple[ViewPrediction, ViewPrediction]:
         """Images (B, C, H1, W1) and (B, C, H2, W2) -> maps of both views, in the frame of view 1."""
