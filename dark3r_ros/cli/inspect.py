@@ -20,7 +20,7 @@ from dark3r_ros.storage.bag_source import BagSource
 from dark3r_ros.storage.files import replacing
 from dark3r_ros.storage.inspection import FrameStatistics, Timing, frame_statistics, level_guesses, timing
 from dark3r_ros.storage.ros_messages import IMAGE, deserialize
-from dark3r_ros.storage.sequence import camera_json, read_cameras_json
+from dark3r_ros.storage.sequence import camera_json, default_stamp_ns, read_cameras_json
 from dark3r_ros.storage.source import FolderSource, open_source
 from dark3r_ros.types import Frame
 
@@ -64,7 +64,11 @@ def _bag_summary(reader: BagReader) -> dict[str, Any]:
 def _stamps(source: BagSource | FolderSource) -> tuple[NDArray[np.int64], str]:
     if isinstance(source, BagSource) and source.reader.indexed and source.reader.size_bytes > _FULL_PASS_BYTES:
         return source.log_times_ns, 'times of recording (the bag is too long to read every header)'
-    return source.stamps_ns, 'header stamps'
+    stamps = source.stamps_ns
+    if isinstance(source, BagSource):
+        return stamps, 'header stamps'
+    assumed = len(stamps) > 0 and all(stamp == default_stamp_ns(index) for index, stamp in enumerate(stamps))
+    return stamps, 'assumed, the files carry no times' if assumed else 'cameras.json'
 
 
 def _timing_figures(measured: Timing, origin: str) -> dict[str, Any]:
@@ -102,6 +106,7 @@ def _statistics_figures(items: list[FrameStatistics]) -> dict[str, Any]:
     names = items[0].percentiles
     return {
         'sampled_frames': len(items),
+        'sizes': sorted({f'{item.size[0]}x{item.size[1]}' for item in items}),
         'percentiles': {name: float(np.median([item.percentiles[name] for item in items])) for name in names},
         'saturated_share': float(np.mean([item.saturated_share for item in items])),
         'guess': level_guesses(items),
@@ -141,10 +146,10 @@ def _write_sheet(path: Path, items: list[FrameStatistics]) -> None:
     from dark3r_ros.evaluation.figures import SamplePicture, samples_figure
 
     first = items[0].stamp_ns
-    pictures = [
-        SamplePicture(item.stamp_ns, item.picture, f'{(item.stamp_ns - first) / 1e9:.2f} s, {item.snr_db:.1f} dB')
-        for item in items
-    ]
+    pictures = []
+    for item in items:
+        label = item.name or f'{(item.stamp_ns - first) / 1e9:.2f} s'
+        pictures.append(SamplePicture(item.stamp_ns, item.picture, f'{label}, {item.snr_db:.1f} dB'))
     with replacing(path) as stream:
         stream.write(samples_figure(pictures))
 
@@ -188,7 +193,7 @@ def _frame_lines(figures: dict[str, Any]) -> list[str]:
     levels = ' '.join(f'{value:g}' for value in image['black_level'])
     ratio = 'unknown' if snr['median'] is None else f'{snr["min"]:.1f} / {snr["median"]:.1f} / {snr["max"]:.1f} dB'
     return [
-        f'images: {figures["frames"]} of {image["width"]}x{image["height"]}, {encoding}, phase {image["cfa"]}',
+        f'images: {figures["frames"]} of {", ".join(figures["sizes"])}, {encoding}, phase {image["cfa"]}',
         *_timing_line(figures['timing']),
         f'levels in use: black {levels} (R G B), white {image["white_level"]:g}',
         f'counts of {figures["sampled_frames"]} sampled frames (median): {percentiles}; '

@@ -78,11 +78,13 @@ def trajectory_figure(reconstruction: Reconstruction, truth: Trajectory | None =
     view, unit = _view(reconstruction), 'm' if reconstruction.metric_scale else 'arbitrary unit'
     figure = new_figure(6.4, 5.2)
     axes = figure.add_subplot()
+    centres = reconstruction.trajectory().world_from_camera[:, :3, 3]
+    origin = centres[0] if len(centres) else np.zeros(3)
     if truth is not None and len(truth):
-        path = truth.world_from_camera[:, :3, 3] @ view.T
+        path = (truth.world_from_camera[:, :3, 3] - origin) @ view.T
         axes.plot(path[:, 0], path[:, 1], color=GREY, linewidth=2.5, alpha=0.8, label='truth')
-    path = reconstruction.trajectory().world_from_camera[:, :3, 3] @ view.T
-    keyframes = reconstruction.trajectory(keyframes_only=True).world_from_camera[:, :3, 3] @ view.T
+    path = (centres - origin) @ view.T
+    keyframes = (reconstruction.trajectory(keyframes_only=True).world_from_camera[:, :3, 3] - origin) @ view.T
     if len(path):
         axes.plot(path[:, 0], path[:, 1], color=BLUE, linewidth=1.3, label=f'estimate ({len(path)} poses)')
         axes.plot(keyframes[:, 0], keyframes[:, 1], '.', color=BLUE, markersize=5, label=f'{len(keyframes)} keyframes')
@@ -113,7 +115,7 @@ def health_figure(frames: Sequence[FrameRecord]) -> bytes:
     lower.plot(seconds, [frame.matches for frame in frames], color=GREY, linewidth=1.0, label='matches')
     lower.plot(seconds, [frame.inliers for frame in frames], color=BLUE, linewidth=1.3, label='inliers')
     if not posed.all():
-        label = f'{int((~posed).sum())} frames without a pose'
+        label = f'frames without a pose: {int((~posed).sum())}'
         lower.plot(seconds[~posed], np.zeros((~posed).sum()), '|', color=RED, markersize=9, label=label)
     lower.set_ylim(bottom=0)
     lower.set_xlabel('seconds after the first frame', fontsize=8)

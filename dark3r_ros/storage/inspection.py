@@ -40,9 +40,11 @@ class Timing:
 
 @dataclass(frozen=True, eq=False)
 class FrameStatistics:
-    """One sampled frame: time, percentiles of its counts, share of saturated sites, SNR in dB, picture, advice."""
+    """One sampled frame: percentiles of its counts, share of saturated sites, SNR in dB, picture, advice."""
 
     stamp_ns: int
+    name: str
+    size: tuple[int, int]
     percentiles: dict[str, float]
     saturated_share: float
     snr_db: float
@@ -79,6 +81,8 @@ def frame_statistics(frame: Frame, noise: NoiseModel | None = None) -> FrameStat
     names = ('min', 'p0.1', 'p1', 'p50', 'p99', 'p99.9', 'max')
     return FrameStatistics(
         stamp_ns=frame.stamp_ns,
+        name=frame.name,
+        size=frame.size,
         percentiles=dict(zip(names, (float(value) for value in values), strict=True)),
         saturated_share=float(np.mean(frame.mosaic >= frame.white_level)),
         snr_db=estimate.db,
