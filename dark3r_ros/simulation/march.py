@@ -18,10 +18,15 @@ from torch import Tensor
 from dark3r_ros.simulation.scene import Terrain, Tube
 from dark3r_ros.simulation.views import Hits, Views
 
-BLOCK = 8
+BLOCKS = (16, 4)  # sides in pixels of the blocks whose rays march together, coarse to fine
 _CONE_STEPS = 400
 _RAY_STEPS = 2000
-_REFINEMENTS = 7
+_REFINEMENTS = 6
+_SECANTS = 2
+_SETTLED = 3e-4  # relative last step of the secants below which their result stands: the next is its square
+_COARSEST = 100  # columns below which an image is marched ray by ray
+_SMOOTH = 1.08  # ratio of depths within a neighbourhood that counts as one surface
+LOCAL_REACH = 0.4  # metres up to which a tube's local bound of the gradient holds, at a metre from the axis
 
 
 class Field(Protocol):
@@ -31,8 +36,8 @@ class Field(Protocol):
         """Field at world points (I, N): positive in free space."""
         ...
 
-    def step(self, value: Tensor) -> Tensor:
-        """Distance (I, N) in metres that is surely free around points with this value."""
+    def probe(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Field at world points (I, N), and the distance in metres that is surely free around them."""
         ...
 
 
@@ -44,48 +49,40 @@ class TubeField:
 
     def __init__(self, tube: Tube, dtype: torch.dtype) -> None:
         self.radius = tube.radius.to(dtype)[:, None]
-        self.sway = tube.sway.to(dtype)
-        self.climb = tube.climb.to(dtype)
+        self.axis = tube.axis.to(dtype)[:, :, None]
         self.profile = tube.profile.to(dtype)
         self.slope = tube.slope.to(dtype)[:, None]
 
-    def step(self, value: Tensor) -> Tensor:
-        """Free distance by the bound of the gradient."""
-        return value / self.slope
-
     def local(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Angle round the circuit (rad), lateral and vertical distance from the axis (m)."""
-        phi = torch.atan2(y, x)
-        lateral = torch.hypot(x, y) - self.radius - _waves(self.sway, phi)
-        return phi, lateral, z - _waves(self.climb, phi)
+        """Angle round the circuit in half turns, lateral and vertical distance from the axis (m)."""
+        turn = torch.atan2(y, x) * (1.0 / math.pi)
+        axis = self.along(turn, 2)
+        return turn, torch.hypot(x, y) - axis[:, 0], z - axis[:, 1]
 
-    def table(self, phi: Tensor, lateral: Tensor, height: Tensor, channels: int) -> Tensor:
+    def along(self, turn: Tensor, channels: int) -> Tensor:
+        """First `channels` of the axis table, (I, channels, N)."""
+        grid = torch.stack([turn, torch.zeros_like(turn)], dim=-1)[:, None]
+        return functional.grid_sample(self.axis[:, :channels], grid, align_corners=True)[:, :, 0]
+
+    def table(self, turn: Tensor, lateral: Tensor, height: Tensor, channels: int) -> Tensor:
         """First `channels` of the profile table, (I, channels, N)."""
-        angle = torch.atan2(height, lateral)
-        grid = torch.stack([angle, phi], dim=-1)[:, None] * (1.0 / math.pi)
+        angle = torch.atan2(height, lateral) * (1.0 / math.pi)
+        grid = torch.stack([angle, turn], dim=-1)[:, None]
         return functional.grid_sample(self.profile[:, :channels], grid, align_corners=True)[:, :, 0]
 
     def value(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """One minus the distance from the axis over the profile radius."""
-        phi, lateral, height = self.local(x, y, z)
-        return 1.0 - torch.hypot(lateral, height) / self.table(phi, lateral, height, 1)[:, 0]
+        turn, lateral, height = self.local(x, y, z)
+        return 1.0 - torch.hypot(lateral, height) / self.table(turn, lateral, height, 1)[:, 0]
 
-
-def _waves(waves: Tensor, phi: Tensor) -> Tensor:
-    """Sum of a cos(n phi + p) of waves (I, K, 3) at (I, N)."""
-    total = torch.zeros_like(phi)
-    for k in range(waves.shape[1]):
-        amplitude, periods, phase = waves[:, k, :, None].unbind(1)
-        total = total + amplitude * torch.cos(periods * phi + phase)
-    return total
-
-
-def _waves_slope(waves: Tensor, phi: Tensor) -> Tensor:
-    total = torch.zeros_like(phi)
-    for k in range(waves.shape[1]):
-        amplitude, periods, phase = waves[:, k, :, None].unbind(1)
-        total = total - amplitude * periods * torch.sin(periods * phi + phase)
-    return total
+    def probe(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and free distance: by the local bound as far as that holds, else by the global one."""
+        turn, lateral, height = self.local(x, y, z)
+        table = self.table(turn, lateral, height, 2)
+        rho = torch.hypot(lateral, height)
+        value = 1.0 - rho / table[:, 0]
+        near = torch.minimum(value / table[:, 1], LOCAL_REACH * rho.clamp(max=1.0))
+        return value, torch.maximum(near, value / self.slope)
 
 
 class TerrainField:
@@ -95,10 +92,12 @@ class TerrainField:
         self.height = terrain.height.to(dtype)
         self.side = terrain.side.to(dtype)[:, None]
         self.slope = terrain.slope.to(dtype)[:, None]
+        self.top = terrain.top.to(dtype)[:, None]
 
-    def step(self, value: Tensor) -> Tensor:
-        """Free distance by the bound of the gradient."""
-        return value / self.slope
+    def probe(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and free distance: by the bound of the gradient, or the height above the highest point."""
+        value = self.value(x, y, z)
+        return value, torch.maximum(value / self.slope, z - self.top)
 
     def table(self, x: Tensor, y: Tensor, channels: int) -> Tensor:
         """First `channels` of the height table, (I, channels, N)."""
@@ -130,104 +129,150 @@ class _Bundle:
         """Keep some rays of a single image."""
         part = object.__new__(_Bundle)
         part.origin = self.origin
-        part.direction = self.direction.index_select(2, index)
-        part.length = self.length.index_select(1, index)
+        part.direction = torch.stack([row[index] for row in self.direction[0]])[None]
+        part.length = self.length[:, index]
         return part
 
 
-def _cone_depth(field: Field, views: Views, far: Tensor | float, start: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Depth (I, N) up to which all rays of the block of each pixel are surely free."""
+def _free_depth(field: Field, views: Views, dtype: torch.dtype, far: float) -> Tensor:
+    """Depth (I, H*W) up to which each ray is surely free, from cones round blocks of pixels, coarse to fine."""
     x, y = views.axes(dtype)
-    rows, columns = -(-views.height // BLOCK), -(-views.width // BLOCK)
     step_x, step_y = (1.0 / views.intrinsics[:, :2].to(dtype)).unbind(1)
-    middle = (BLOCK - 1) / 2
-    block_x = x[:, :1] + step_x[:, None] * (middle + BLOCK * torch.arange(columns, device=x.device, dtype=dtype))
-    block_y = y[:, :1] + step_y[:, None] * (middle + BLOCK * torch.arange(rows, device=x.device, dtype=dtype))
-    rays = _Bundle(views, block_x, block_y, dtype)
-    spread = torch.hypot(step_x, step_y)[:, None] * (BLOCK / 2)
-    t = torch.zeros_like(rays.length)
-    if start is not None:
-        blocks = start.reshape(len(views), 1, views.height, views.width)
-        padded = functional.pad(
-            blocks, (0, columns * BLOCK - views.width, 0, rows * BLOCK - views.height), mode='replicate'
-        )
-        t = -functional.max_pool2d(-padded, BLOCK).flatten(1)
+    known = torch.zeros((len(views), 1, views.height, views.width), dtype=dtype, device=x.device)
+    for block in BLOCKS:
+        rows, columns = -(-views.height // block), -(-views.width // block)
+        middle = (block - 1) / 2
+        block_x = x[:, :1] + step_x[:, None] * (middle + block * torch.arange(columns, device=x.device, dtype=dtype))
+        block_y = y[:, :1] + step_y[:, None] * (middle + block * torch.arange(rows, device=x.device, dtype=dtype))
+        rays = _Bundle(views, block_x, block_y, dtype)
+        spread = torch.hypot(step_x, step_y)[:, None] * (block / 2)
+        edge = (0, columns * block - views.width, 0, rows * block - views.height)
+        t = -functional.max_pool2d(-functional.pad(known, edge, mode='replicate'), block).flatten(1)
+        t = _advance(field, rays, t, spread, far).reshape(len(views), 1, rows, columns)
+        wide = t.repeat_interleave(block, 2).repeat_interleave(block, 3)
+        known = torch.maximum(known, wide[:, :, : views.height, : views.width])
+    return known.flatten(1)
+
+
+def _advance(field: Field, rays: _Bundle, t: Tensor, spread: Tensor, far: float) -> Tensor:
+    """March cones (I, N) on from depth t until what is free around the axis hardly covers their width."""
+    index: Tensor | None = None
+    part, current = rays, t
     for number in range(_CONE_STEPS):
-        free = field.step(field.value(*rays.points(t)))
-        gain = (free - spread * t) / (rays.length + spread)
-        moving = (gain > 0.25 * spread * t + 1e-3) & (t < far)
-        t = torch.where(moving, t + gain, t)
-        if number % 8 == 7 and not bool(moving.any()):
-            break
-    grid = t.reshape(len(views), rows, columns)
-    grid = grid.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)
-    return grid[:, : views.height, : views.width].flatten(1)
+        _, free = field.probe(*part.points(current))
+        gain = (free - spread * current) / (part.length + spread)
+        moving = (gain > 0.3 * spread * current + 1e-3) & (current < far)
+        current = torch.where(moving, current + gain, current)
+        if number % 4 != 3:
+            continue
+        if len(t) > 1:
+            if not bool(moving.any()):
+                break
+            continue
+        if index is None:
+            index, t = torch.arange(t.shape[1], device=t.device), current.clone()
+        else:
+            t[:, index] = current
+        keep = torch.nonzero(moving[0])[:, 0]
+        if len(keep) == 0:
+            return t
+        index, part, current = index[keep], part.select(keep), current[:, keep]
+    if index is None:
+        return current
+    t[:, index] = current
+    return t
 
 
-def march(field: Field, views: Views, dtype: torch.dtype, far: float = 200.0, start: Tensor | None = None) -> Tensor:
+def march(field: Field, views: Views, dtype: torch.dtype, far: float = 200.0) -> Tensor:
     """Depth (I, H, W) of the first crossing of each ray, infinity where there is none before the depth `far`.
 
-    `start` (I, H*W) is a depth before which nothing can be hit. Steps are at least half a pixel wide, so that
-    features thinner than that along a grazing ray may be passed.
+    Steps are at least half a pixel wide, so that features thinner than that along a grazing ray may be passed. A single
+    image is found coarse to fine: where the depths of a 3x3 neighbourhood agree they bracket the crossings of its rays.
     """
+    if len(views) == 1 and views.width % 2 == 0 and views.height % 2 == 0 and views.width >= 2 * _COARSEST:
+        return _march_from_coarse(field, views, dtype, far)
     rays = _Bundle(views, *views.axes(dtype), dtype)
-    low = _cone_depth(field, views, far, start, dtype)
-    if start is not None:
-        low = torch.maximum(low, start)
-    low, high = _bracket(field, rays, low, views, far)
-    depth = _refine(field, rays, low, high)
+    depth = _crossing(field, rays, _free_depth(field, views, dtype, far), views, far)
     return depth.reshape(len(views), views.height, views.width)
 
 
-def _bracket(field: Field, rays: _Bundle, low: Tensor, views: Views, far: float) -> tuple[Tensor, Tensor]:
-    """Last free and first solid depth (I, N) around the crossing of each ray; both infinite where there is none."""
+def _march_from_coarse(field: Field, views: Views, dtype: torch.dtype, far: float) -> Tensor:
+    inverse = march(field, views.binned(2), dtype, far).reciprocal()[:, None]
+
+    def extremes(side: int) -> tuple[Tensor, Tensor]:
+        largest = functional.max_pool2d(inverse, side, 1, side // 2)
+        smallest = -functional.max_pool2d(-inverse, side, 1, side // 2)
+        return tuple(i.repeat_interleave(2, 2).repeat_interleave(2, 3).flatten(1) for i in (largest, smallest))  # type: ignore[return-value]
+
+    rays = _Bundle(views, *views.axes(dtype), dtype)
+    nearest, farthest = extremes(3)
+    margin = 0.3 * (nearest - farthest) + 1e-3 * nearest
+    low, high = (nearest + margin).reciprocal(), (farthest - margin).clamp(min=1e-6).reciprocal()
+    value_low, value_high = field.value(*rays.points(low)), field.value(*rays.points(high))
+    previous, value_previous = high, value_high
+    depth = low + (high - low) * (value_low / (value_low - value_high))
+    for _ in range(_SECANTS):
+        value = field.value(*rays.points(depth))
+        step = value * (depth - previous) / (value_previous - value)
+        previous, value_previous, depth = depth, value, depth + step
+    agreed = (nearest < _SMOOTH * farthest) & (value_low > 0) & (value_high <= 0)
+    agreed &= (depth >= low) & (depth <= high) & (step.abs() < _SETTLED * depth)
+    depth = torch.where(agreed, depth, torch.inf)
+    index = torch.nonzero(~agreed[0] & (nearest[0] > 0))[:, 0]
+    start = (0.97 / extremes(5)[0][:, index]).clamp(max=far)
+    depth[:, index] = _crossing(field, rays.select(index), start, views, far)
+    return depth.reshape(1, views.height, views.width)
+
+
+def _crossing(field: Field, rays: _Bundle, low: Tensor, views: Views, far: float) -> Tensor:
+    """Depth (I, N) of the first crossing after `low`, infinity where there is none before `far`."""
     smallest = (0.5 / views.intrinsics[:, :1]).to(low.dtype)
-    low = torch.where(low < far, low, torch.inf)
-    high = torch.full_like(low, torch.inf)
+    t, last = low.clamp(max=far), torch.zeros_like(low)
+    value, free = field.probe(*rays.points(t))
+    before = value
+    result = (t, last, value, before)
     index: Tensor | None = None
-    part, part_low, part_high = rays, low, high
-    if len(views) == 1:
-        index = torch.nonzero(torch.isfinite(low[0]))[:, 0]
-        part, part_low, part_high = rays.select(index), low[:, index], high[:, index]
-    value = field.value(*part.points(part_low))
+    part = rays
     for number in range(_RAY_STEPS):
-        open_ = torch.isinf(part_high) & (part_low < far)
-        step = torch.maximum(field.step(value) / part.length, smallest * part_low)
-        trial = torch.where(open_, part_low + step, part_low)
-        value = field.value(*part.points(trial))
-        solid = (value <= 0) & open_
-        part_high = torch.where(solid, trial, part_high)
-        part_low = torch.where(solid, part_low, trial)
+        moving = (value > 0) & (t < far)
+        # Rays that creep along a wall may take wider steps the longer they do.
+        step = torch.maximum(free / part.length, smallest * (1.0 + number / 24) * t)
+        last, before = torch.where(moving, step, last), torch.where(moving, value, before)
+        t = torch.where(moving, t + step, t)
+        value, free = field.probe(*part.points(t))
         if number % 4 != 3:
             continue
-        alive = torch.isinf(part_high) & (part_low < far)
-        if index is None:
-            if not bool(alive.any()):
+        moving = (value > 0) & (t < far)
+        if len(views) > 1:
+            if not bool(moving.any()):
                 break
             continue
-        low[0, index], high[0, index] = part_low[0], part_high[0]
-        keep = torch.nonzero(alive[0])[:, 0]
+        state = (t, last, value, before)
+        if index is None:
+            index, result = torch.arange(t.shape[1], device=t.device), tuple(item.clone() for item in state)
+        else:
+            for whole, item in zip(result, state, strict=True):
+                whole[:, index] = item
+        keep = torch.nonzero(moving[0])[:, 0]
         if len(keep) == 0:
             break
         index, part = index[keep], part.select(keep)
-        part_low, part_high, value = part_low[:, keep], part_high[:, keep], value[:, keep]
+        t, last, value, before, free = (item[:, keep] for item in (*state, free))
     if index is None:
-        return part_low, part_high
-    return low, high
+        result = (t, last, value, before)
+    high, span, value_high, value_low = result
+    depth = _refine(field, rays, high - span, high, value_low, value_high)
+    return torch.where(value_high <= 0, depth, torch.inf)
 
 
-def _refine(field: Field, rays: _Bundle, low: Tensor, high: Tensor) -> Tensor:
-    """Depth of the crossing within each bracket, by the Illinois method; infinity stays."""
-    found = torch.isfinite(high)
-    low, high = torch.where(found, low, 0.0), torch.where(found, high, 0.0)
-    value_low, value_high = field.value(*rays.points(low)), field.value(*rays.points(high))
+def _refine(field: Field, rays: _Bundle, low: Tensor, high: Tensor, value_low: Tensor, value_high: Tensor) -> Tensor:
+    """Depth (I, N) of the zero between `low`, where the field is positive, and `high`, by the Illinois method."""
     middle = low
-    last_free = torch.zeros_like(found)
-    last_solid = torch.zeros_like(found)
+    last_free = torch.zeros_like(low, dtype=torch.bool)
+    last_solid = last_free
     for _ in range(_REFINEMENTS):
-        span = value_low - value_high
-        share = torch.where(span > 0, value_low / span.clamp(min=1e-12), 0.5).clamp(0.0, 1.0)
-        middle = low + (high - low) * share
+        span = (value_low - value_high).clamp(min=1e-12)
+        middle = low + (high - low) * (value_low / span).clamp(0.0, 1.0)
         value = field.value(*rays.points(middle))
         free = value > 0
         # Halving the value of an end that stays twice keeps the secant from creeping up on one side only.
@@ -235,7 +280,7 @@ def _refine(field: Field, rays: _Bundle, low: Tensor, high: Tensor) -> Tensor:
         value_high = torch.where(free, torch.where(last_free, 0.5 * value_high, value_high), value)
         low, high = torch.where(free, middle, low), torch.where(free, high, middle)
         last_free, last_solid = free, ~free
-    return torch.where(found, middle, torch.inf)
+    return middle
 
 
 def trace_tube(tube: Tube, views: Views, hits: Hits) -> None:
@@ -245,15 +290,16 @@ def trace_tube(tube: Tube, views: Views, hits: Hits) -> None:
     depth = march(field, views, dtype)
     rays = _Bundle(views, *views.axes(dtype), dtype)
     x, y, z = rays.points(depth.flatten(1))
-    phi, lateral, height = field.local(x, y, z)
+    turn, lateral, height = field.local(x, y, z)
     radius = torch.hypot(x, y)
-    table = field.table(phi, lateral, height, 3)
+    table = field.table(turn, lateral, height, 4)
     rho2 = lateral * lateral + height * height
     rho = rho2.sqrt()
-    turn_slope, angle_slope = table[:, 1] / (2 * math.pi), table[:, 2] / (2 * math.pi)
+    turn_slope, angle_slope = table[:, 2] / (2 * math.pi), table[:, 3] / (2 * math.pi)
     across = -angle_slope * height / rho2 - lateral / rho
     up = angle_slope * lateral / rho2 - height / rho
-    along = (turn_slope - across * _waves_slope(field.sway, phi) - up * _waves_slope(field.climb, phi)) / radius
+    axis_slope = field.along(turn, 4)[:, 2:]
+    along = (turn_slope - across * axis_slope[:, 0] - up * axis_slope[:, 1]) / radius
     cos, sin = x / radius, y / radius
     gradient = torch.stack([across * cos - along * sin, across * sin + along * cos, up], dim=1)
     floor = (height < 0) & (lateral.abs() < -1.2 * height)
@@ -261,7 +307,7 @@ def trace_tube(tube: Tube, views: Views, hits: Hits) -> None:
     material = torch.where(floor, tube.material[:, 1:2], tube.material[:, 0:1])
     material = torch.where(ceiling, tube.material[:, 2:3], material)
     girth = 1.5 * torch.atan2(height, lateral.abs())
-    uv = torch.stack([phi * field.radius, torch.where(floor | ceiling, lateral, girth)], dim=1)
+    uv = torch.stack([turn * (math.pi * field.radius), torch.where(floor | ceiling, lateral, girth)], dim=1)
     _store(hits, views, depth, gradient, uv, material)
 
 
@@ -270,11 +316,7 @@ def trace_terrain(terrain: Terrain, views: Views, hits: Hits, far: float = 60.0)
     dtype = hits.depth.dtype
     field = TerrainField(terrain, dtype)
     rays = _Bundle(views, *views.axes(dtype), dtype)
-    drop = rays.direction[:, 2]
-    above = rays.origin[:, 2] - terrain.top.to(dtype)[:, None]
-    start = torch.where(drop < 0, above / -drop, torch.where(above > 0, torch.inf, 0.0)).clamp(min=0.0)
-    start = torch.where(torch.isnan(start), 0.0, start).clamp(max=far)
-    depth = march(field, views, dtype, far, start)
+    depth = march(field, views, dtype, far)
     found = depth < hits.depth
     x, y, _ = rays.points(torch.where(found, depth, 1.0).flatten(1))
     table = field.table(x, y, 3)
@@ -287,7 +329,8 @@ def _store(hits: Hits, views: Views, depth: Tensor, gradient: Tensor, uv: Tensor
     """Write surface data (I, C, N) where it is nearer; the gradient is turned into the optical frame."""
     nearer = depth < hits.depth
     rotation = views.world_from_camera[:, :3, :3].to(gradient.dtype)
-    normal = functional.normalize(torch.einsum('iwc,iwn->icn', rotation, gradient), dim=1)
+    normal = rotation.transpose(1, 2) @ gradient
+    normal = normal * (normal * normal).sum(dim=1, keepdim=True).clamp(min=1e-20).rsqrt()
     shape = depth.shape
     hits.normal = torch.where(nearer[:, None], normal.reshape(hits.normal.shape), hits.normal)
     hits.uv = torch.where(nearer[:, None], uv.reshape(hits.uv.shape), hits.uv)

@@ -72,23 +72,25 @@ class Room:
 class Tube:
     """Closed circuit of tunnel around the z axis of the world, with rough walls.
 
-    A point has the coordinates turn = atan2(y, x)/2pi, lateral = hypot(x, y) - radius - sway(turn) and
+    A point has the coordinates turn = atan2(y, x), lateral = hypot(x, y) - radius(turn) and
     height = z - climb(turn); the wall is where the distance from the axis, hypot(lateral, height), equals the
-    profile radius at (turn, angle), a bilinear table with periodic axes. Angle 0 points outwards, +1/4 turn up.
+    profile radius at (turn, angle). Angle 0 points outwards, a quarter turn up. Tables are (bi)linear between their
+    nodes, run from -pi to pi and hold the closing node twice.
 
     Attributes
     ----------
-    radius: (B,) metres of the circuit.
-    sway, climb: (B, K, 3) amplitude (m), whole number of periods a lap and phase (rad) of lateral and vertical waves.
-    profile: (B, 3, S, A) profile radius in metres, its derivative per turn of the lap and per turn of the angle.
+    radius: (B,) metres of the mean circle of the circuit.
+    axis: (B, 4, S) along the lap: its radius and climb in metres, and their derivatives per radian.
+    profile: (B, 4, S, A) over lap and angle: profile radius in metres; a local `slope`; derivatives of the radius per
+        turn of the lap and per turn of the angle.
     slope: (B,) bound in 1/m of the gradient of distance from the axis over profile radius, inside the tunnel.
+        The local one of `profile` holds within `march.LOCAL_REACH` metres.
     material: (B, 3): walls, floor, ceiling.
 
     """
 
     radius: Tensor
-    sway: Tensor
-    climb: Tensor
+    axis: Tensor
     profile: Tensor
     slope: Tensor
     material: Tensor

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from numpy.typing import NDArray
 
 from dark3r_ros.simulation.build import MaterialList, SolidList, make_light, random_rotation, random_tint
+from dark3r_ros.simulation.march import LOCAL_REACH
 from dark3r_ros.simulation.scene import Scene, Tube
 from dark3r_ros.simulation.texture import TextureBank, lattice_noise, make_bank
 
@@ -50,6 +52,16 @@ class TunnelShape:
         r = self.radius + sum(a * np.cos(n * phi + p) for a, n, p in self.sway)
         z = sum((a * np.cos(n * phi + p) for a, n, p in self.climb), np.zeros_like(phi))
         return np.stack([r * np.cos(phi), r * np.sin(phi), z], axis=-1)
+
+    def axis_slope(self, phi: Array) -> tuple[Array, Array]:
+        """Derivatives (N,) per radian of the axis' distance from the centre and of its height."""
+        radial = -sum((a * n * np.sin(n * phi + p) for a, n, p in self.sway), np.zeros_like(phi))
+        return radial, -sum((a * n * np.sin(n * phi + p) for a, n, p in self.climb), np.zeros_like(phi))
+
+    @property
+    def steepness(self) -> float:
+        """Bound of the axis' sideways and vertical motion together, in metres per radian of the lap."""
+        return math.hypot(sum(abs(a * n) for a, n, _ in self.sway), sum(abs(a * n) for a, n, _ in self.climb))
 
     def frame(self, arc: Array) -> Array:
         """Axes (N, 3, 3) at arc lengths (N,): columns outwards (right of the drive is inwards), forwards, up."""
@@ -131,15 +143,18 @@ def _tube(seed: int, shape: TunnelShape, material: tuple[int, int, int], texel: 
     profile = smooth + relief * (1.0 - 0.75 * floor)
     slope_turn = (profile.roll(-1, 0) - profile.roll(1, 0)) * (rows / 2.0)
     slope_angle = (profile.roll(-1, 1) - profile.roll(1, 1)) * (columns / 2.0)
-    table = torch.stack([profile, slope_turn, slope_angle])
+    bound = _slope_bound(shape, profile)
+    table = torch.stack([profile, _spread(shape, bound), slope_turn, slope_angle])
     table = torch.cat([table, table[:, :1]], dim=1)
     table = torch.cat([table, table[:, :, :1]], dim=2)
+    phi = np.linspace(-np.pi, np.pi, rows + 1)
+    centre = shape.axis(phi * shape.radius)
+    axis = np.stack([np.hypot(centre[:, 0], centre[:, 1]), centre[:, 2], *shape.axis_slope(phi)])
     return Tube(
         radius=torch.tensor([shape.radius], dtype=torch.float64),
-        sway=torch.tensor([shape.sway], dtype=torch.float64),
-        climb=torch.tensor([shape.climb], dtype=torch.float64),
+        axis=torch.from_numpy(axis)[None],
         profile=table[None],
-        slope=torch.tensor([_slope_bound(shape, table[0])], dtype=torch.float64),
+        slope=bound.max().double()[None],
         material=torch.tensor([material]),
     )
 
@@ -152,24 +167,33 @@ def _relief(generator: torch.Generator, rows: int, columns: int) -> torch.Tensor
     return relief
 
 
-def _slope_bound(shape: TunnelShape, profile: torch.Tensor) -> float:
-    """Bound in 1/m of the gradient of (distance from the axis / profile radius) inside the tunnel.
+def _slope_bound(shape: TunnelShape, profile: torch.Tensor) -> torch.Tensor:
+    """Bound in 1/m, per cell (S, A), of the gradient of (distance from the axis / profile radius) inside the tunnel.
 
     With profile radius R(turn, angle) the gradient across the axis is at most hypot(1, R_angle/R) / R and along it
     R_along/R; the waves of the axis shear it. Differences of neighbours bound the slopes of the bilinear table.
     """
-    sway = sum(abs(a * n) for a, n, _ in shape.sway)
-    climb = sum(abs(a * n) for a, n, _ in shape.climb)
+    rows, columns = profile.shape
     inner = shape.radius - sum(abs(a) for a, _, _ in shape.sway) - float(profile.max())
-    shear = math.hypot(sway, climb) / inner
-    rows, columns = profile.shape[0] - 1, profile.shape[1] - 1
-    cells = torch.nn.functional.max_pool2d(-profile[None], 2, 1)[0].neg()  # smallest radius of the corners
-    along = profile.diff(dim=0).abs() * (rows / (2.0 * math.pi) / inner)
-    along = torch.maximum(along[:, 1:], along[:, :-1]) / cells
-    around = profile.diff(dim=1).abs() * (columns / (2.0 * math.pi))
-    around = torch.maximum(around[1:], around[:-1]) / cells
-    bound = torch.sqrt(1.0 + around**2) / cells * (1.0 + shear) + along / cells
-    return float(bound.max())
+    shear = shape.steepness / inner
+    closed = functional.pad(profile[None, None], (0, 1, 0, 1), mode='circular')
+    smallest = -functional.max_pool2d(-closed, 2, 1)[0, 0]
+    closed = closed[0, 0]
+    along = closed.diff(dim=0).abs() * (rows / (2.0 * math.pi) / inner)
+    along = torch.maximum(along[:, 1:], along[:, :-1])
+    around = closed.diff(dim=1).abs() * (columns / (2.0 * math.pi))
+    around = torch.maximum(around[1:], around[:-1])
+    return (torch.hypot(torch.ones(()), around / smallest) * (1.0 + shear) + along) / smallest
+
+
+def _spread(shape: TunnelShape, bound: torch.Tensor) -> torch.Tensor:
+    """Largest bound within reach of each cell: a ball of LOCAL_REACH a metre from the axis spans this lap and angle."""
+    rows, columns = bound.shape
+    reach_rows = math.ceil(LOCAL_REACH * 1.3 / shape.length * rows) + 1
+    reach_columns = math.ceil(math.asin(LOCAL_REACH * 1.25) / (2.0 * math.pi) * columns) + 1
+    wide = functional.pad(bound[None, None], (reach_columns,) * 2 + (reach_rows,) * 2, mode='circular')
+    wide = functional.max_pool2d(wide, (2 * reach_rows + 1, 1), 1)
+    return functional.max_pool2d(wide, (1, 2 * reach_columns + 1), 1)[0, 0]
 
 
 def _clutter(rng: np.random.Generator, shape: TunnelShape, materials: MaterialList, spacing: float) -> SolidList:

@@ -41,6 +41,17 @@ class Views:
             self.world_from_camera[index], self.intrinsics[index], self.scene[index], self.width, self.height
         )
 
+    def binned(self, factor: int) -> Views:
+        """Views whose pixels are blocks of these: c' = (c + 0.5)/n - 0.5, f' = f/n."""
+        focal, centre = self.intrinsics[:, :2] / factor, (self.intrinsics[:, 2:] + 0.5) / factor - 0.5
+        return Views(
+            self.world_from_camera,
+            torch.cat([focal, centre], dim=1),
+            self.scene,
+            self.width // factor,
+            self.height // factor,
+        )
+
     def axes(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Normalised coordinates x/z of the columns (I, W) and y/z of the rows (I, H)."""
         fx, fy, cx, cy = self.intrinsics.T[:, :, None]
