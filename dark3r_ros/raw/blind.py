@@ -3,7 +3,7 @@
 
 The residual of the kernel outer([1, -2, 1], [1, -2, 1]) (Immerkaer, Computer Vision and Image Understanding 64, 1996)
 on sites of one colour removes everything that is linear along x or along y, and noise common to a row. Its mean
-square is taken per tile; the median over tiles of similar brightness ignores textured tiles.
+square is taken per tile; among tiles of similar brightness those far above the quietest ones count as texture.
 """
 
 from __future__ import annotations
@@ -75,10 +75,20 @@ def pixel_variance(lattice: NDArray[np.float32]) -> float:
     energy = tile_means(squares)
     order = np.argsort(tile_means(lattice[1:-1, 1:-1]))
     classes = np.array_split(energy[order], min(BRIGHTNESS_CLASSES, len(energy)))
-    median = float(np.average([np.median(part) for part in classes], weights=[len(part) for part in classes]))
-    # A mean square over few residuals is skewed: its median lies below its mean (Wilson and Hilferty 1931).
     freedom = tile * tile / _CORRELATION
-    return median / (1.0 - 2.0 / (9.0 * freedom)) ** 3
+    return float(np.average([_smooth_level(part, freedom) for part in classes], weights=[len(p) for p in classes]))
+
+
+def _smooth_level(energy: NDArray[np.float64], freedom: float) -> float:
+    """Mean of the tiles that noise alone explains, given the degrees of freedom of a tile.
+
+    The lowest quarter belongs to smooth tiles; where it lies in a chi-square distribution (Wilson and Hilferty 1931)
+    tells the level, and tiles far above that level are texture.
+    """
+    spread = 2.0 / (9.0 * freedom)
+    level = float(np.quantile(energy, 0.25)) / (1.0 - spread - 0.6745 * math.sqrt(spread)) ** 3
+    kept = energy[energy <= level * (1.0 + 5.0 * math.sqrt(2.0 / freedom))]
+    return float(kept.mean())
 
 
 def row_variance(lattice: NDArray[np.float32], pixel: float) -> float:

@@ -59,7 +59,7 @@ def _draw_line(axis: Any, calibration: Calibration) -> None:
     centres, values, errors = binned_curve(points, line.gain, line.dark_variance)
     shown = np.linspace(0, len(points) - 1, min(len(points), 4000)).astype(int)
     axis.scatter(points.mean[shown], points.variance[shown], s=3, color=_POINTS, label='tiles', rasterized=True)
-    axis.errorbar(centres, values, errors, fmt='o', ms=4, color=_MEASURED, label='median of tiles')
+    axis.errorbar(centres, values, errors, fmt='o', ms=4, color=_MEASURED, label='mean of tiles')
     x = np.array([0.0, max(float(centres.max()), 0.0)])
     axis.plot(x, line.gain * x + line.dark_variance, color=_FITTED, label='fit')
     top = 1.25 * max(float(values.max()), line.gain * x[1] + line.dark_variance)
@@ -102,7 +102,7 @@ def _draw_read_noise(axis: Any, darks: DarkStatistics) -> None:
     axis.set_ylim(0.3 / (len(values) * width), 3.0 * counts.max() / (len(values) * width))
     axis.set_xlabel('read noise of a pixel [DN]')
     axis.set_ylabel('density [1/DN]')
-    axis.set_title(f'read noise: probability plot correlation {darks.ppcc:.5f} (Gaussian {darks.gaussian_ppcc:.5f})')
+    axis.set_title(f'read noise: PPCC {darks.ppcc:.5f} (Gaussian {darks.gaussian_ppcc:.5f})')
     axis.legend(loc='upper right')
 
 

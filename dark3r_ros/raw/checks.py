@@ -26,7 +26,7 @@ PEDESTAL_SIGMAS = 4.0
 NO_SIGNAL_SIGMAS = 0.005
 
 # Side of the blocks, in 2x2 tiles, whose means are compared when the phase is tested.
-PHASE_BLOCK = 8
+PHASE_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def _rail(frame: Frame) -> list[str]:
         return []
     return [
         f'{share:.2%} of the pixels sit at the lowest code {lowest}: the foot of the noise is cut off, which biases '
-        'the dark for good; raise the black level (pedestal) of the camera and switch black clamping, denoising and defect '
-        'correction off'
+        'the dark for good; raise the black level (pedestal) of the camera and switch black clamping, denoising and '
+        'defect correction off'
     ]
 
 

@@ -164,7 +164,7 @@ def tukey_lambda_variance(shape: float) -> float:
 
     2/shape^2 * (1/(1+2*shape) - Gamma(shape+1)^2 / Gamma(2*shape+2)); pi^2/3 (the logistic one) at zero.
     """
-    if abs(shape) < 1e-3:
+    if abs(shape) < 1e-5:
         return math.pi**2 / 3.0
     beta = math.exp(2 * gammaln(shape + 1) - gammaln(2 * shape + 2))
     return 2.0 / shape**2 * (1.0 / (1.0 + 2.0 * shape) - beta)

@@ -255,13 +255,18 @@ def fit_line(points: TransferPoints, iterations: int = 30) -> TransferLine:
 
 
 def binned_curve(points: TransferPoints, gain: float, dark_variance: float, bins: int = 40) -> tuple[Array, ...]:
-    """Mean, variance and standard error of the variance (bins,) of tiles sorted by brightness, for plots and R^2."""
-    order = np.argsort(points.mean)
-    parts = np.array_split(order, min(bins, len(order)))
-    expected = np.maximum(gain * points.mean + dark_variance, 1e-9) * points.relative_sigma
+    """Mean, variance and standard error of the variance (bins,) of tiles sorted by brightness, for plots and R^2.
+
+    Tiles of a bin differ in brightness; their ratio to the line, cut at three errors, is carried to the centre.
+    """
+    expected = np.maximum(gain * points.mean + dark_variance, 1e-9)
+    limit = 3.0 * points.relative_sigma
+    ratio = 1.0 + np.clip(points.variance / expected - 1.0, -limit, limit)
+    parts = np.array_split(np.argsort(points.mean), min(bins, len(points)))
     centres = np.array([points.mean[part].mean() for part in parts])
-    values = np.array([np.median(points.variance[part]) for part in parts])
-    errors = np.array([1.2533 * expected[part].mean() / np.sqrt(len(part)) for part in parts])
+    line = np.array([expected[part].mean() for part in parts])
+    values = line * [ratio[part].mean() for part in parts]
+    errors = line * [points.relative_sigma[part].mean() / np.sqrt(len(part)) for part in parts]
     return centres, values, errors
 
 
