@@ -206,20 +206,6 @@ def image_message(frame: Frame) -> Image:
     return message
 
 
-def copy_image(message: Any) -> Image:
-    """Image of rclpy from any image-like message (such as one read from a bag), untouched in every field."""
-    result = Image(
-        header=header(stamp_to_ns(message.header.stamp), message.header.frame_id),
-        height=message.height,
-        width=message.width,
-        encoding=message.encoding,
-        is_bigendian=int(message.is_bigendian),
-        step=message.step,
-    )
-    result.data = byte_array(np.frombuffer(message.data, dtype=np.uint8))
-    return result
-
-
 def camera_info_message(camera: Camera, stamp_ns: int, frame_id: str) -> CameraInfo:
     """CameraInfo of a camera at the size of its images (no region of interest, no binning)."""
     message = CameraInfo(header=header(stamp_ns, frame_id), width=camera.width, height=camera.height)

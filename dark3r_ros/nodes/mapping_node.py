@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +67,11 @@ class MappingNode(LifecycleNode):
 
     """
 
+    # What `destroy_node` looks at, which rclpy also calls for a node whose construction failed.
+    worker: PipelineWorker | None = None
+    inputs: Inputs | None = None
+    _tick_timer: Any = None
+
     def __init__(self, make_pipeline: Callable[[MappingNode], Pipeline] = build_pipeline, **kwargs: Any) -> None:
         super().__init__('dark3r_mapping', **kwargs)
         parameters.declare(self, GROUPS)
@@ -80,14 +84,12 @@ class MappingNode(LifecycleNode):
         self.buffer = TransformBuffer()
         self.health = Health()
         self.pipeline: Pipeline | None = None
-        self.worker: PipelineWorker | None = None
         self.outputs: Outputs | None = None
-        self.inputs: Inputs | None = None
-        self._posted: deque[Callable[[], None]] = deque()
+        self._cameras = CameraCache()
+        self._reader: FrameReader | None = None
         self._guard = self.create_guard_condition(self._drain)
         self._diagnostics = self.create_publisher(interface.load(interface.DIAGNOSTICS.type), '/diagnostics', 10)
         self._report_timer = self.create_timer(_REPORT_SECONDS, self._report)
-        self._tick_timer: Any = None
         self._map_requested = False
         self._reported_drops = 0
         self._services_held = Services(self)
@@ -143,17 +145,17 @@ class MappingNode(LifecycleNode):
         self.pipeline = self._make_pipeline(self)
         self.health = Health()
         self.outputs = Outputs(self, self.config, self.buffer, self.warn)
+        options = parameters.read(self, 'decode', DecodeOptions)
+        self._cameras = CameraCache(options.sensor_binning)
+        self._reader = FrameReader(options, build_noise(self.config), self._cameras)
 
     def _activate(self) -> None:
-        assert self.pipeline is not None and self.outputs is not None
-        options = parameters.read(self, 'decode', DecodeOptions)
-        cameras = CameraCache(options.sensor_binning)
-        reader = FrameReader(options, build_noise(self.config), cameras)
+        assert self.pipeline is not None and self._reader is not None
         self.worker = PipelineWorker(
-            self.pipeline, reader.read, self.config.queue_length, self._on_result, self._guard.trigger
+            self.pipeline, self._reader.read, self.config.queue_length, self._on_result, self._guard.trigger
         )
         self.worker.start()
-        self.inputs = Inputs(self, self.config, cameras, self.worker, self.buffer)
+        self.inputs = Inputs(self, self.config, self._cameras, self.worker, self.buffer)
         self._tick_timer = self.create_timer(_TICK_SECONDS, self._tick)
         self.get_logger().info(f'active: waiting for images on {self.inputs.image_topic}')
 
@@ -192,14 +194,7 @@ class MappingNode(LifecycleNode):
     def _log_warning(self, text: str) -> None:
         self.get_logger().warning(text)
 
-    def post(self, function: Callable[[], None]) -> None:
-        """Run a function in the executor's thread; may be called from any thread."""
-        self._posted.append(function)
-        self._guard.trigger()
-
     def _drain(self) -> None:
-        while self._posted:
-            self._posted.popleft()()
         if self.worker is not None:
             self.worker.drain()
 
@@ -311,6 +306,11 @@ class MappingNode(LifecycleNode):
             self.outputs.config = config
 
     # ------------------------------------------------------------------ program
+
+    def destroy_node(self) -> None:
+        """Stop the worker, which would trigger what is destroyed here."""
+        self._deactivate()
+        super().destroy_node()
 
     @property
     def finished(self) -> bool:

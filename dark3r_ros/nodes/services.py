@@ -4,20 +4,25 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rclpy.task import Future
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 
 from dark3r_ros.config import to_mapping
 from dark3r_ros.errors import Dark3rError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.nodes import interface, parameters, runtime
+from dark3r_ros.nodes.worker import Pipeline
 from dark3r_ros.storage.result import write_result
 from dark3r_ros.types import Reconstruction
 
 if TYPE_CHECKING:
     from dark3r_ros.nodes.mapping_node import MappingNode
+
+_NAP_SECONDS = 0.002
 
 
 class Services:
@@ -25,6 +30,8 @@ class Services:
 
     def __init__(self, node: MappingNode) -> None:
         self._node = node
+        # A group of its own: what the services wait for is delivered by callbacks of the node's default group.
+        group = MutuallyExclusiveCallbackGroup()
         handlers = {
             interface.RESET: self._reset,
             interface.PAUSE: self._pause,
@@ -32,7 +39,7 @@ class Services:
             interface.LOAD_MAP: self._load_map,
         }
         for service, handler in handlers.items():
-            node.create_service(interface.load(service.type), service.name, handler)
+            node.create_service(interface.load(service.type), service.name, handler, callback_group=group)
 
     async def _reset(self, _: Any, response: Any) -> Any:
         node = self._node
@@ -42,8 +49,9 @@ class Services:
             node.pipeline.reset()
         else:
             node.worker.clear()
-            _, error = await self._in_worker(lambda pipeline: pipeline.reset())
-            if error is not None:
+            try:
+                await self._in_worker(lambda pipeline: pipeline.reset())
+            except Exception as error:
                 return _answer(response, False, f'the map could not be reset: {error}')
         node.forget()
         return _answer(response, True, 'the map was reset')
@@ -67,9 +75,7 @@ class Services:
             if node.worker is None:
                 result: Reconstruction = node.pipeline.reconstruction()
             else:
-                result, error = await self._in_worker(lambda pipeline: pipeline.reconstruction())
-                if error is not None:
-                    raise error
+                result = await self._in_worker(lambda pipeline: pipeline.reconstruction())
             # Writing takes a while; neither the mapping nor the callbacks wait for it.
             message = await self._in_thread(lambda: self.write(result, request.path, request.overwrite))
         except Dark3rError as error:
@@ -103,30 +109,47 @@ class Services:
         write_result(folder, result, report, overwrite=overwrite)
         return f'the map was written to {folder}'
 
-    async def _in_worker(self, function: Any) -> tuple[Any, BaseException | None]:
+    async def _in_worker(self, function: Callable[[Pipeline], Any]) -> Any:
+        """Value of `function(pipeline)`, run between two frames."""
         worker = self._node.worker
         assert worker is not None
-        future: Future[Any] = Future(executor=self._node.executor)
-        worker.call(function, lambda value, error: future.set_result((value, error)))
-        outcome: tuple[Any, BaseException | None] | None = await future
-        assert outcome is not None
-        return outcome
+        answer = _Answer()
+        worker.call(function, answer.set)
+        return await answer
 
-    async def _in_thread(self, function: Any) -> Any:
-        future: Future[Any] = Future(executor=self._node.executor)
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        """Value of `function()`, run in a thread of its own."""
+        answer = _Answer()
 
         def work() -> None:
-            outcome: tuple[Any, BaseException | None]
             try:
-                outcome = (function(), None)
+                answer.set(function(), None)
             except Exception as error:
-                outcome = (None, error)
-            self._node.post(lambda: future.set_result(outcome))
+                answer.set(None, error)
 
         threading.Thread(target=work, name='dark3r_save', daemon=True).start()
-        answer: tuple[Any, BaseException | None] | None = await future
-        assert answer is not None
-        value, error = answer
+        return await answer
+
+
+class _Answer:
+    """A value that another thread gives; awaiting it raises the error that came instead.
+
+    rclpy's executor asks a waiting coroutine again and again without a pause, which would take the interpreter away
+    from the mapping; a nap between two askings keeps that cheap while other callbacks go on.
+    """
+
+    def __init__(self) -> None:
+        self._outcome: tuple[Any, BaseException | None] | None = None
+
+    def set(self, value: Any, error: BaseException | None) -> None:
+        """Give the value or the error."""
+        self._outcome = (value, error)
+
+    def __await__(self) -> Generator[None, None, Any]:
+        while self._outcome is None:
+            time.sleep(_NAP_SECONDS)
+            yield
+        value, error = self._outcome
         if error is not None:
             raise error
         return value

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from dark3r_ros.errors import DataError
+from dark3r_ros.nodes.worker import Job, PipelineWorker
+from dark3r_ros.types import Frame
+
+
+def prepare(job: Job):
+    if job.message == 'bad':
+        raise DataError('the data is truncated')
+    return Frame(job.stamp_ns, np.zeros((2, 2), np.uint16), 'rggb', (0.0,) * 3, 1.0, frame_id=job.frame_id), ['note']
+
+
+def job(stamp: int, message: object = None) -> Job:
+    return Job(message, stamp, 'cam', time.monotonic())
+
+
+@pytest.fixture
+def make(pipeline):
+    workers = []
+
+    def build(capacity: int = 3):
+        results = []
+        worker = PipelineWorker(pipeline, prepare, capacity, results.append, lambda: None)
+        worker.start()
+        workers.append(worker)
+        return worker, results
+
+    yield build
+    if pipeline.gate is not None:
+        pipeline.gate.set()
+    for worker in workers:
+        worker.stop(2.0)
+
+
+def settle(worker: PipelineWorker) -> None:
+    end = time.monotonic() + 5.0
+    while worker.pending:
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    worker.drain()
+
+
+def test_frames_keep_their_order_and_stamps(make):
+    worker, results = make(capacity=100)
+    assert all(worker.submit(job(stamp)) for stamp in range(50))
+    settle(worker)
+    assert [result.stamp_ns for result in results] == list(range(50))
+    assert all(result.events and result.finished >= result.received and result.notes == ('note',) for result in results)
+    assert worker.dropped == 0
+
+
+def test_the_oldest_waiting_frame_is_dropped_and_counted(make, pipeline):
+    pipeline.gate = threading.Event()
+    worker, results = make(capacity=2)
+    worker.submit(job(0))
+    while not pipeline.frames:  # frame 0 is in work now
+        time.sleep(0.002)
+    assert [worker.submit(job(stamp)) for stamp in (1, 2, 3, 4)] == [True, True, False, False]
+    pipeline.gate.set()
+    settle(worker)
+    assert [result.stamp_ns for result in results] == [0, 3, 4]
+    assert worker.dropped == 2
+
+
+def test_a_refused_image_is_one_sentence_and_the_next_one_goes_on(make):
+    worker, results = make()
+    worker.submit(job(1, 'bad'))
+    worker.submit(job(2))
+    settle(worker)
+    assert (results[0].problem, results[0].trace, results[0].events) == ('the data is truncated', '', ())
+    assert results[1].stamp_ns == 2 and results[1].events
+
+
+def test_a_crash_of_the_pipeline_is_told_with_its_trace_and_survived(make, pipeline):
+    pipeline.script[1] = ZeroDivisionError('inside the pipeline')
+    worker, results = make(capacity=5)
+    for stamp in (1, 2, 3):
+        worker.submit(job(stamp))
+    settle(worker)
+    assert [bool(result.events) for result in results] == [True, False, True]
+    assert 'ZeroDivisionError: inside the pipeline' in results[1].problem
+    assert 'in push' in results[1].trace
+    assert worker.running
+
+
+def test_calls_go_before_waiting_frames_and_answer_in_the_draining_thread(make, pipeline):
+    pipeline.gate = threading.Event()
+    worker, results = make()
+    worker.submit(job(0))
+    while not pipeline.frames:
+        time.sleep(0.002)
+    worker.submit(job(1))
+    answers = []
+    worker.call(
+        lambda p: (len(p.frames), threading.get_ident()), lambda v, e: answers.append((v, e, threading.get_ident()))
+    )
+    worker.call(lambda p: 1 / 0, lambda v, e: answers.append((v, e, threading.get_ident())))
+    pipeline.gate.set()
+    settle(worker)
+    (frames, inside), error, outside = answers[0]
+    assert (frames, error) == (1, None)
+    assert inside != threading.get_ident() == outside
+    assert isinstance(answers[1][1], ZeroDivisionError)
+    assert [result.stamp_ns for result in results] == [0, 1]
+
+
+def test_flush_is_a_result_without_reception(make, pipeline):
+    worker, results = make()
+    worker.flush()
+    settle(worker)
+    assert pipeline.flushed == 1
+    assert [result.received for result in results] == [None]
+
+
+def test_stop_is_quick_drops_what_waits_and_answers_open_calls(make, pipeline):
+    pipeline.delay = 0.2
+    worker, _ = make(capacity=10)
+    for stamp in range(8):
+        worker.submit(job(stamp))
+    answers = []
+    while not pipeline.frames:
+        time.sleep(0.002)
+    worker.call(lambda p: p, lambda v, e: answers.append(e))
+    started = time.monotonic()
+    assert worker.stop(2.0)
+    assert time.monotonic() - started < 0.6
+    assert worker.dropped == 7 and not worker.running
+    assert len(answers) == 1 and 'deactivated' in str(answers[0])
+
+
+def test_stop_says_when_a_frame_does_not_end(make, pipeline):
+    pipeline.gate = threading.Event()
+    worker, _ = make()
+    worker.submit(job(0))
+    while not pipeline.frames:
+        time.sleep(0.002)
+    assert not worker.stop(0.1)
+    assert worker.running
