@@ -98,3 +98,60 @@ def tunnel_drive(
         return poses_from(look_along(axes[:, :, 1]) @ nod.as_matrix(), position)
 
     return path
+
+
+def straight_drive(
+    seed: int, *, speed: float = 0.75, height: float = 0.8, pitch_deg: float = 3.0, start: ArrayLike = (0.0, 0.0)
+) -> Path:
+    """Rover that drives along +x from `start` with changes of speed, wander across and bobbing."""
+    rng = np.random.default_rng([seed, 3])
+    pace = Waves(rng, [0.12 * speed], (6.0, 15.0))
+    wander = Waves(rng, [0.12, 0.06], (7.0, 14.0))
+    bob = Waves(rng, [0.008], (0.8, 1.6))
+    shake = Waves(rng, np.radians([0.5, 0.7, 1.2]), (1.1, 2.5))
+    x0, y0 = start  # type: ignore[misc]
+
+    def path(time: Array) -> Array:
+        time = np.asarray(time, dtype=np.float64)
+        lateral, turn = wander(time).T
+        x = x0 + speed * time + pace.integral(time)[:, 0]
+        position = np.stack([x, y0 + lateral, height + bob(time)[:, 0]], axis=1)
+        base = np.broadcast_to(look_along([1.0, 0.0, 0.0]), (len(time), 3, 3))
+        tilt = shake(time) + np.stack([np.full_like(turn, -np.radians(pitch_deg)), turn, 0.0 * turn], axis=1)
+        return poses_from(base @ Rotation.from_euler('xyz', tilt).as_matrix(), position)
+
+    return path
+
+
+def hand_held(seed: int, *, radius: float = 1.9, height: float = 1.35, target: ArrayLike = (0.0, 0.0, 0.8)) -> Path:
+    """Hand-held camera that goes round `target`, with the sway of steps and a wandering gaze; about 0.3 m/s."""
+    rng = np.random.default_rng([seed, 6])
+    sway = Waves(rng, [0.12, 0.10, 0.06], (4.0, 9.0))
+    steps = Waves(rng, [0.012, 0.012, 0.016], (0.5, 1.1))
+    gaze = Waves(rng, np.radians([5.0, 9.0, 2.5]), (2.5, 7.0))
+    begin, direction = rng.uniform(0.0, 2.0 * np.pi), rng.choice([-1.0, 1.0])
+
+    def path(time: Array) -> Array:
+        time = np.asarray(time, dtype=np.float64)
+        around, out, lift = sway(time).T
+        angle = begin + direction * 0.14 * time + around / radius
+        ring = np.stack([np.cos(angle), np.sin(angle)], axis=1) * (radius + out)[:, None]
+        position = np.column_stack([ring, height + lift]) + steps(time)
+        rotation = look_along(np.asarray(target, dtype=np.float64) - position)
+        return poses_from(rotation @ Rotation.from_euler('xyz', gaze(time)).as_matrix(), position)
+
+    return path
+
+
+def orbit(
+    *, seconds: float, radius: float = 1.9, height: float = 1.4, target: ArrayLike = (0.0, 0.0, 0.75)
+) -> Path:
+    """One smooth turn round `target` within `seconds`, looking at it."""
+
+    def path(time: Array) -> Array:
+        angle = 2.0 * np.pi * np.asarray(time, dtype=np.float64) / seconds
+        ring = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        position = np.column_stack([ring + np.asarray(target)[:2], np.full(len(angle), height)])
+        return poses_from(look_along(np.asarray(target, dtype=np.float64) - position), position)
+
+    return path

@@ -3,23 +3,54 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from dark3r_ros.errors import ConfigError
-from dark3r_ros.simulation.paths import Path, tunnel_drive
+from dark3r_ros.simulation.ground import ground_scene
+from dark3r_ros.simulation.interiors import corridor_scene, room_scene
+from dark3r_ros.simulation.paths import Path, hand_held, orbit, straight_drive, tunnel_drive
 from dark3r_ros.simulation.scene import Scene
 from dark3r_ros.simulation.tunnel import tunnel_scene, tunnel_shape
 
-SCENES = ('tunnel',)
-PATHS = ('auto', 'drive', 'loop')
+SCENES = ('tunnel', 'corridor', 'room', 'ground')
+PATHS = ('auto', 'drive', 'loop', 'handheld', 'orbit')
+_SUITABLE = {
+    'tunnel': ('drive', 'loop'),
+    'corridor': ('drive',),
+    'room': ('handheld', 'orbit'),
+    'ground': ('drive',),
+}
 
 
 def make_world(
     scene: str, seed: int, *, light: str = 'lamp', path: str = 'auto', speed: float = 0.75, seconds: float = 20.0
 ) -> tuple[Scene, Path]:
-    """Scene by name and the path of a camera through it that lasts `seconds`."""
+    """Scene by name and the path of a camera through it that lasts `seconds`.
+
+    Raises ConfigError for an unknown scene, or a path that does not suit it.
+    """
+    if scene not in SCENES:
+        raise ConfigError(f'unknown scene {scene!r}; known: {", ".join(SCENES)}')
+    suitable = _SUITABLE[scene]
+    path = suitable[0] if path == 'auto' else path
+    if path not in suitable:
+        raise ConfigError(f'the path {path!r} does not suit the scene {scene!r}: take {" or ".join(suitable)}')
     if scene == 'tunnel':
-        if path not in ('auto', 'drive', 'loop'):
-            raise ConfigError(f'the path {path!r} does not suit a tunnel; take drive or loop')
         shape = tunnel_shape(seed)
-        drive = tunnel_drive(shape, seed, speed=speed, seconds=seconds, loop=path == 'loop')
-        return tunnel_scene(seed, shape, light=light), drive
-    raise ConfigError(f'unknown scene {scene!r}; known: {", ".join(SCENES)}')
+        route = tunnel_drive(shape, seed, speed=speed, seconds=seconds, loop=path == 'loop')
+        return tunnel_scene(seed, shape, light=light), route
+    if scene == 'room':
+        route = hand_held(seed) if path == 'handheld' else orbit(seconds=seconds)
+        return room_scene(seed, light=light, keep_free=visited(route, seconds)), route
+    length = speed * seconds + 12.0
+    if scene == 'corridor':
+        route = straight_drive(seed, speed=speed)
+        return corridor_scene(seed, length, light=light, keep_free=visited(route, seconds)), route
+    route = straight_drive(seed, speed=speed, height=1.1, pitch_deg=12.0)
+    return ground_scene(seed, length, light=light, keep_free=visited(route, seconds)), route
+
+
+def visited(path: Path, seconds: float) -> np.ndarray:
+    """Camera centres (N, 3) along a path, a tenth of a second apart."""
+    time = np.arange(0.0, seconds + 0.1, 0.1)
+    return path(time)[:, :3, 3]
