@@ -131,7 +131,7 @@ def _collect(
     for recording in flats:
         found = 0
         for first, second in _equal_pairs(recording):
-            sample = _same_camera(sample, first)
+            sample = _same_camera(sample, first, dark)
             points = pair_points(first, second, _black(dark, first))
             _check_motion(points, 'the flats')
             parts.append(points)
@@ -145,7 +145,7 @@ def _collect(
     if static is not None:
         measured = []
         for first, second in _disjoint_pairs(static):
-            sample = _same_camera(sample, first)
+            sample = _same_camera(sample, first, dark)
             measured.append(pair_points(first, second, _black(dark, first)))
         if not measured:
             raise DataError('the static recording has fewer than two frames: record at least 20')
@@ -156,7 +156,9 @@ def _collect(
     return parts, pairs, sample
 
 
-def _same_camera(sample: Frame | None, frame: Frame) -> Frame:
+def _same_camera(sample: Frame | None, frame: Frame, dark: DarkStatistics | None) -> Frame:
+    if dark is not None:
+        check_same_kind(dark.sample, frame)
     if sample is None:
         return frame
     check_same_kind(sample, frame)
@@ -195,7 +197,7 @@ def _equal_pairs(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame]]:
 
 def _check_motion(points: TransferPoints, what: str) -> None:
     usable = ~np.isnan(points.variance)
-    moved = float(np.mean(np.abs(points.drift[usable]) > MOVED_SIGMAS)) if usable.any() else 0.0
+    moved = float(np.mean(points.drift[usable] > MOVED_SIGMAS)) if usable.any() else 0.0
     if moved > MOVED_SHARE:
         raise DataError(
             f'{what} changed between frames in {moved:.0%} of the image: fix the camera, and let nothing move'

@@ -164,7 +164,7 @@ def _phase(frame: Frame) -> list[str]:
     if frame.cfa == MONO:
         beside = excess((0, 0), (0, 1))
         signal = float(np.mean(means)) - frame.black_level[1]
-        if beside > threshold and beside > 4.0 * max(min(falling, rising), 0.0) and beside > (0.02 * signal) ** 2:
+        if beside > max(threshold + 2.0 * max(min(falling, rising), 0.0), (0.02 * signal) ** 2):
             pair = 'rggb or bggr' if rising < falling else 'gbrg or grbg'
             return [
                 'the image is labelled mono but its pixels alternate like a Bayer mosaic: set encoding_override to '
@@ -173,7 +173,7 @@ def _phase(frame: Frame) -> list[str]:
         return []
     greens = sites(frame.cfa)['g']
     stated, other = (rising, falling) if (0, 1) in greens else (falling, rising)
-    if stated > threshold and stated > 4.0 * max(other, 0.0):
+    if stated > threshold + 2.0 * max(other, 0.0):
         pair = 'gbrg or grbg' if (0, 1) in greens else 'rggb or bggr'
         return [
             f'the green sites of {frame.cfa} disagree while those of {pair} agree: the phase is wrong by one row or '

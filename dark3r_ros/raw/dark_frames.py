@@ -43,7 +43,7 @@ class DarkStatistics:
     gaussian_ppcc: the same for a Gaussian.
     residuals: (n,) sorted read noise values for the histogram.
     frame_means: (frames, 3) mean of R, G, B of every frame.
-    zero_share: share of pixels at code zero. frames: number of frames.
+    zero_share: share of pixels at code zero. frames: number of frames. sample: one of them.
 
     """
 
@@ -59,6 +59,7 @@ class DarkStatistics:
     frame_means: Array
     zero_share: float
     frames: int
+    sample: Frame
 
 
 def analyse_darks(frames: Iterable[Frame]) -> DarkStatistics:
@@ -112,6 +113,7 @@ def analyse_darks(frames: Iterable[Frame]) -> DarkStatistics:
         frame_means=table,
         zero_share=zeros / (previous.mosaic.size * len(means)),
         frames=len(means),
+        sample=previous,
     )
 
 

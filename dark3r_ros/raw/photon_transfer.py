@@ -37,7 +37,8 @@ class TransferPoints:
     mean: (n,) counts above black.
     variance: (n,) noise variance of one pixel, counts squared, row noise included; NaN where the tile is clipped.
     relative_sigma: (n,) relative standard error of the variance.
-    drift: (n,) difference of the two tile means over its own standard error; large where the scene changed.
+    drift: (n,) change of the scene in standard errors: of the difference of the tile means, or of the correlation that
+        motion leaves in the difference, whichever is larger.
     row_variance: variance of the noise common to a row, counts squared.
     clipped: share of tiles that touch saturation or code zero.
 
@@ -149,7 +150,16 @@ def _measure(
     relative = np.full(len(mean), np.sqrt(2.0 / (count - 1) + excess / count))
     # Row noise does not average over the columns of a tile.
     error = np.sqrt(2.0 * (np.maximum(square / 2.0, 1.0 / 12.0) / count + row / TILE))
-    return mean, variance, relative, _without_flicker(step, mean, error) / error
+    drift = np.abs(_without_flicker(step, mean, error)) / error
+    return mean, variance, relative, np.maximum(drift, _correlation(centred, square))
+
+
+def _correlation(centred: Array, square: Array) -> Array:
+    """Correlation of vertical neighbours of a difference, in standard errors; noise has none, motion leaves edges."""
+    tiles = centred.reshape(len(centred), TILE, TILE)
+    products = tiles[:, 1:] * tiles[:, :-1]
+    error = np.maximum(square, 1e-12) / np.sqrt(products[0].size)
+    return np.abs(products.mean(axis=(1, 2))) / error
 
 
 def _without_flicker(step: Array, mean: Array, error: Array) -> Array:
@@ -190,7 +200,7 @@ def average_points(pairs: Sequence[TransferPoints]) -> TransferPoints:
         mean=np.mean([points.mean for points in pairs], axis=0),
         variance=variance,
         relative_sigma=np.sqrt(np.mean([points.relative_sigma**2 for points in pairs], axis=0) / count),
-        drift=np.max(np.abs([points.drift for points in pairs]), axis=0),
+        drift=np.max([points.drift for points in pairs], axis=0),
         row_variance=float(np.mean([points.row_variance for points in pairs])),
         clipped=float(np.mean(np.isnan(variance))),
     )

@@ -55,7 +55,7 @@ def test_eight_bits(scene, make_frame):
 
 
 @pytest.mark.parametrize('shift', [(1, 0), (0, 1), (1, 1), (0, 0)])
-@pytest.mark.parametrize('level', [20.0, 300.0])
+@pytest.mark.parametrize('level', [50.0, 300.0])
 def test_wrong_phase(shift, level, scene, make_frame):
     frame = make_frame(photograph(GOOD, scene(480, 640) * level), GOOD, cfa=shift_pattern('rggb', *shift))
     told = [text for text in check_frame(frame, GOOD) if 'phase is wrong' in text]
