@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,16 @@ def _statistics_figures(items: list[FrameStatistics]) -> dict[str, Any]:
             'max': float(known.max()) if known.size else None,
         },
         'raw_pixels_per_value': list(items[0].samples_per_value),
-        'advice': list(dict.fromkeys(text for item in items for text in item.advice)),
+        'advice': _distinct([text for item in items for text in item.advice]),
     }
+
+
+def _distinct(texts: list[str]) -> list[str]:
+    """Sentences that differ in more than their numbers, the first of each kind."""
+    kinds: dict[str, str] = {}
+    for text in texts:
+        kinds.setdefault(re.sub(r'[\d.]+(e[+-]?\d+)?', '#', text), text)
+    return list(kinds.values())
 
 
 def _inspect_frames(
@@ -159,7 +168,9 @@ def _topic_lines(bag: dict[str, Any]) -> list[str]:
     width = max((len(topic['name']) for topic in bag['topics']), default=0)
     for topic in bag['topics']:
         rate = f'{topic["rate_hz"]:.2f} Hz' if topic['rate_hz'] == topic['rate_hz'] else '-'
-        lines.append(f'  {topic["name"]:<{width}}  {topic["type"]}  {topic["count"]} messages  {rate}  {topic["qos"]}')
+        lines.append(
+            f'  {topic["name"]:<{width}}  {topic["type"]}  {topic["count"]} messages  {rate}  {topic["qos"]}'.rstrip()
+        )
     return lines if bag['topics'] else [*lines[:1], 'topics: none']
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -221,18 +222,22 @@ def write_cameras_json(
 def read_depth(info: SequenceInfo, image: SequenceImage) -> NDArray[np.float32] | None:
     """Depth (h, w) along the optical axis in the unit of the poses, 0 where unknown; None where there is no file.
 
-    PNG holds uint16 counts of 1 / `depth_unit`, NPY floats. DataError when the file is named but unreadable.
+    PNG holds uint16 counts of 1 / `depth_unit`, NPY and NPZ (its first array) floats. DataError when the file is named
+    but unreadable.
     """
     if not image.depth:
         return None
     path = info.folder / image.depth
     try:
-        if path.suffix == '.npy':
-            depth = np.load(path, allow_pickle=False).astype(np.float32)
+        if path.suffix in ('.npy', '.npz'):
+            loaded = np.load(path, allow_pickle=False)
+            depth = (loaded if path.suffix == '.npy' else loaded[loaded.files[0]]).astype(np.float32)
         else:
-            counts = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+            counts: Any = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+            if counts is None:
+                raise ValueError('it is no picture')
             depth = np.asarray(counts, dtype=np.float32) / np.float32(info.depth_unit)
-    except (OSError, ValueError, TypeError, cv2.error) as error:
+    except (OSError, ValueError, TypeError, IndexError, BadZipFile, cv2.error) as error:
         raise DataError(f'cannot read the depth {path} ({error})') from error
     if depth.ndim != 2:
         raise DataError(f'the depth {path} has {depth.ndim} dimensions, 2 are needed')

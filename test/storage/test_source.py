@@ -18,7 +18,7 @@ from dark3r_ros.raw.decode import DecodeOptions
 from dark3r_ros.storage import ros_messages
 from dark3r_ros.storage.bag import IMAGE_TOPIC, INFO_TOPIC, BagWriter
 from dark3r_ros.storage.bag_source import read_odometry
-from dark3r_ros.storage.sequence import EPOCH_NS, read_cameras_json, write_cameras_json
+from dark3r_ros.storage.sequence import EPOCH_NS, read_cameras_json, read_depth, write_cameras_json
 from dark3r_ros.storage.source import open_source
 from dark3r_ros.types import FrameSource
 
@@ -361,3 +361,23 @@ def test_cameras_json_that_is_no_json(tmp_path):
     (tmp_path / 'cameras.json').write_text('{')
     with pytest.raises(DataError, match='not valid JSON'):
         read_cameras_json(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['d.png', 'd.npy', 'd.npz'])
+def test_depth_files(tmp_path, name):
+    depth = np.array([[1.0, 0.0], [2.5, 6.0]], np.float32)
+    write_depth = {
+        'd.png': lambda path: cv2.imwrite(path, (depth * 5000).astype(np.uint16)),
+        'd.npy': lambda path: np.save(path, np.where(depth > 0, depth, np.inf)),
+        'd.npz': lambda path: np.savez_compressed(path, depth=depth),
+    }
+    write_depth[name](str(tmp_path / name))
+    folder = write_sequence(tmp_path, [make_frame(0).mosaic])
+    data = json.loads((folder / 'cameras.json').read_text())
+    data['images'][0]['depth'] = name
+    (folder / 'cameras.json').write_text(json.dumps(data))
+    info = read_cameras_json(folder)
+    np.testing.assert_array_equal(read_depth(info, info.images[0]), depth)
+    (tmp_path / name).write_bytes(b'no depth')
+    with pytest.raises(DataError, match='cannot read the depth'):
+        read_depth(info, info.images[0])
