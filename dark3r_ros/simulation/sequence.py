@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dark3r_ros.config import Config, setting
@@ -19,27 +17,32 @@ from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.raw.noise import resolve_noise
 from dark3r_ros.raw.planes import choose_binning
 from dark3r_ros.simulation.build import LIGHTS
-from dark3r_ros.simulation.odometry import OdometrySample, WheelOdometry
-from dark3r_ros.simulation.paths import Path
-from dark3r_ros.simulation.render import render, trace
-from dark3r_ros.simulation.scene import Scene
+from dark3r_ros.simulation.darken import darken_sequence
+from dark3r_ros.simulation.frames import (
+    EPOCH_NS,
+    FRAME_ID,
+    NETWORK_WIDTH,
+    Exposure,
+    SimulatedFrame,
+    in_order,
+    spread_indices,
+)
+from dark3r_ros.simulation.odometry import WheelOdometry
 from dark3r_ros.simulation.sensor import RawSensor, SignalStatistics
 from dark3r_ros.simulation.views import views_of
-from dark3r_ros.simulation.world import PATHS, SCENES, make_world
-from dark3r_ros.types import CFA_PATTERNS, Frame
+from dark3r_ros.simulation.world import PATHS, World, make_world
+from dark3r_ros.types import CFA_PATTERNS
 
-EPOCH_NS = 1_000_000_000_000_000_000
-FRAME_ID = 'camera_optical'
+__all__ = ['SimulatedFrame', 'Simulation', 'SimulationConfig', 'darken_sequence', 'simulate']
 
-_PROBES = 16  # frames that the exposure of a sequence is found from
-_NETWORK_WIDTH = 320
+_PROBES = 12  # frames that the exposure of a sequence is found from
 
 
 @dataclass(frozen=True)
 class SimulationConfig(Config):
     """What is simulated: scene, camera, light, noise and wheels."""
 
-    scene: str = setting('tunnel', 'kind of scene', choices=SCENES)
+    scene: str = setting('tunnel', 'tunnel, corridor, room, ground or the path of a .glb mesh')
     seconds: float = setting(20.0, 'length of the recording', unit='s', minimum=0.05, maximum=86400.0)
     rate: float = setting(10.0, 'frames per second', unit='Hz', minimum=0.1, maximum=1000.0)
     width: int = setting(1280, 'mosaic width, a multiple of 8', unit='px', minimum=32, maximum=16384)
@@ -86,34 +89,11 @@ class SimulationConfig(Config):
     @property
     def binning(self) -> int:
         """Mosaic pixels per side of a network pixel."""
-        return choose_binning(self.width, _NETWORK_WIDTH)
+        return choose_binning(self.width, NETWORK_WIDTH)
 
     def stamp_ns(self, index: int) -> int:
         """Time of a frame."""
         return self.start_ns + round(index * 1e9 / self.rate)
-
-
-@dataclass(frozen=True, eq=False)
-class SimulatedFrame:
-    """A raw frame with its truth.
-
-    Attributes
-    ----------
-    frame: what the camera gave.
-    world_from_camera: (4, 4) float64 at the stamp (middle of the exposure), or None where a sequence has no pose.
-    depth: (h, w) float32 metres along the optical axis at network size, infinity where nothing is seen, or None.
-    odometry: wheel odometry at the stamp, or None.
-    snr_db: true SNR of this frame at network resolution, infinity without noise.
-    saturated: share of mosaic pixels at the white level.
-
-    """
-
-    frame: Frame
-    world_from_camera: NDArray[np.float64] | None
-    depth: NDArray[np.float32] | None
-    odometry: OdometrySample | None
-    snr_db: float
-    saturated: float
 
 
 class Simulation:
@@ -126,16 +106,21 @@ class Simulation:
         self.config = config
         self.sensor = RawSensor(resolve_noise(config.preset), config.cfa)
         self.camera = config.camera
-        self.world: tuple[Scene, Path] = make_world(
+        self.world: World = make_world(
             config.scene, config.seed, light=config.light, path=config.path, speed=config.speed, seconds=config.seconds
         )
         self.statistics = SignalStatistics()
-        self._exposure = self._sequence_exposure()
-
-    @property
-    def exposure(self) -> float:
-        """Counts per unit of radiance over the sequence."""
-        return self._exposure
+        scale = self._sequence_scale()
+        self.exposure = Exposure(
+            sensor=self.sensor,
+            camera=self.camera,
+            binning=config.binning,
+            scale=0.0 if config.auto_exposure else scale,
+            snr_db=config.snr_db,
+            clean=config.clean,
+            full=config.full,
+            frame_id=config.frame_id,
+        )
 
     def __len__(self) -> int:
         return self.config.count
@@ -148,23 +133,14 @@ class Simulation:
             noise=config.odometry_noise,
             slip_rate=config.odometry_slip_rate,
         )
-        pool = ThreadPoolExecutor(config.workers, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            waiting: deque[Future[SimulatedFrame]] = deque()
-            for index in range(config.count + config.workers):
-                if index < config.count:
-                    waiting.append(pool.submit(self.photograph, index))
-                if index >= config.workers:
-                    made = waiting.popleft().result()
-                    yield self._with_odometry(made, wheels) if config.odometry else made
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for made in in_order(self.photograph, config.count, config.workers):
+            yield self._with_odometry(made, wheels) if config.odometry else made
 
     @staticmethod
     def _with_odometry(made: SimulatedFrame, wheels: WheelOdometry) -> SimulatedFrame:
         assert made.world_from_camera is not None
         reading = wheels.read(made.frame.stamp_ns, made.world_from_camera)
-        return SimulatedFrame(made.frame, made.world_from_camera, made.depth, reading, made.snr_db, made.saturated)
+        return dataclasses.replace(made, odometry=reading)
 
     def pose(self, index: int) -> NDArray[np.float64]:
         """True world_from_camera (4, 4) of a frame."""
@@ -173,73 +149,40 @@ class Simulation:
     def _poses(self, index: int, count: int) -> NDArray[np.float64]:
         middle = (self.config.stamp_ns(index) - self.config.start_ns) * 1e-9
         offsets = (np.arange(count) + 0.5) / count - 0.5
-        return self.world[1](middle + self.config.shutter_s * offsets)
+        return self.world.path(middle + self.config.shutter_s * offsets)
 
     def radiance(self, index: int, camera: Camera) -> NDArray[np.float32]:
         """Clean light (3, H, W) of a frame through any camera, motion blur included."""
-        scene, _ = self.world
-        total: torch.Tensor | None = None
-        for pose in self._poses(index, self.config.blur):
-            image = render(scene, views_of(camera, pose)).radiance[0]
-            total = image if total is None else total + image
-        assert total is not None
-        return np.asarray((total / self.config.blur).numpy(), dtype=np.float32)
+        poses = self._poses(index, self.config.blur)
+        # One sub-pose after the other: memory stays that of one image.
+        total = sum(self.world.render(views_of(camera, pose)).radiance[0] for pose in poses)
+        return np.asarray(total / self.config.blur, dtype=np.float32)
 
     def depth(self, index: int) -> NDArray[np.float32]:
         """True depth (h, w) of a frame at network size."""
-        camera = self.camera.binned(self.config.binning)
-        hits = trace(self.world[0], views_of(camera, self.pose(index)))
-        return np.asarray(hits.depth[0].numpy(), dtype=np.float32)
+        views = views_of(self.camera.binned(self.config.binning), self.pose(index))
+        return np.asarray(self.world.depth(views)[0], dtype=np.float32)
 
     def photograph(self, index: int) -> SimulatedFrame:
         """Make one frame, odometry aside; frames can be made in any order."""
-        config, sensor = self.config, self.sensor
-        camera = self.camera if config.full else self.camera.binned(2)
-        light = self.radiance(index, camera)
-        # `planes` counts two mosaic pixels per value of radiance; a full rendering has one.
-        planes = sensor.planes(light, config.binning * (2 if config.full else 1))
-        statistics = SignalStatistics()
-        statistics.add(planes)
-        samples = sensor.samples(config.binning)
-        target = math.inf if config.clean else config.snr_db
-        exposure = statistics.exposure(sensor.noise, target, samples) if config.auto_exposure else self._exposure
-        clean = sensor.mosaic(light, exposure, full=config.full)
-        if config.clean:
-            mosaic = sensor.expose_clean(clean)
-        else:
-            mosaic = sensor.expose(clean, np.random.default_rng([config.seed, 4, index]))
-        black, white = sensor.noise.black_level, sensor.noise.white_level
-        frame = Frame(
-            stamp_ns=config.stamp_ns(index),
-            mosaic=mosaic,
-            cfa=config.cfa,
-            black_level=(black, black, black),
-            white_level=white,
-            camera=self.camera,
-            frame_id=config.frame_id,
-        )
-        return SimulatedFrame(
-            frame=frame,
-            world_from_camera=self.pose(index),
-            depth=self.depth(index) if config.depth else None,
-            odometry=None,
-            snr_db=math.inf if config.clean else statistics.snr_db(sensor.noise, exposure, samples),
-            saturated=float((mosaic >= math.floor(white)).mean()),
-        )
-
-    def _sequence_exposure(self) -> float:
-        """Exposure from frames spread over the sequence, at the resolution at which the SNR is defined."""
         config = self.config
-        count = min(_PROBES, config.count)
-        probes = sorted({round(i) for i in np.linspace(0, config.count - 1, count)})
+        light = self.radiance(index, self.camera if config.full else self.camera.binned(2))
+        rng = np.random.default_rng([config.seed, 4, index])
+        frame, snr, saturated = self.exposure.photograph(light, config.stamp_ns(index), rng)
+        depth = self.depth(index) if config.depth else None
+        return SimulatedFrame(frame, self.pose(index), depth, None, snr, saturated)
+
+    def _sequence_scale(self) -> float:
+        """Counts per unit of radiance, from frames spread over the sequence at the resolution that the SNR means."""
+        config = self.config
+        probes = spread_indices(config.count, _PROBES)
         camera = self.camera.binned(2)
 
-        def planes(index: int) -> NDArray[np.float32]:
-            return self.sensor.planes(self.radiance(index, camera), config.binning)
+        def planes(number: int) -> NDArray[np.float32]:
+            return self.sensor.planes(self.radiance(probes[number], camera), config.binning)
 
-        with ThreadPoolExecutor(config.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for signal in pool.map(planes, probes):
-                self.statistics.add(signal)
+        for signal in in_order(planes, len(probes), config.workers):
+            self.statistics.add(signal)
         target = math.inf if config.clean else config.snr_db
         return self.statistics.exposure(self.sensor.noise, target, self.sensor.samples(config.binning))
 

@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Protocol
+
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from dark3r_ros.errors import ConfigError
 from dark3r_ros.simulation.ground import ground_scene
 from dark3r_ros.simulation.interiors import corridor_scene, room_scene
 from dark3r_ros.simulation.paths import Path, hand_held, orbit, straight_drive, tunnel_drive
+from dark3r_ros.simulation.render import Rendering, render, trace
 from dark3r_ros.simulation.scene import Scene
 from dark3r_ros.simulation.tunnel import tunnel_scene, tunnel_shape
+from dark3r_ros.simulation.views import Views
 
 SCENES = ('tunnel', 'corridor', 'room', 'ground')
 PATHS = ('auto', 'drive', 'loop', 'handheld', 'orbit')
@@ -22,15 +30,58 @@ _SUITABLE = {
 }
 
 
+class World(Protocol):
+    """Something that can be photographed along a path."""
+
+    @property
+    def path(self) -> Path:
+        """Poses over time."""
+        ...
+
+    def render(self, views: Views) -> Rendering:
+        """Radiance and truth of views."""
+        ...
+
+    def depth(self, views: Views) -> Tensor:
+        """Depth (I, H, W) of views."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class AnalyticWorld:
+    """Scene of analytic surfaces with a path."""
+
+    scene: Scene
+    path: Path
+
+    def render(self, views: Views) -> Rendering:
+        """Radiance and truth of views."""
+        return render(self.scene, views)
+
+    def depth(self, views: Views) -> Tensor:
+        """Depth (I, H, W) of views."""
+        return trace(self.scene, views).depth
+
+
 def make_world(
     scene: str, seed: int, *, light: str = 'lamp', path: str = 'auto', speed: float = 0.75, seconds: float = 20.0
-) -> tuple[Scene, Path]:
-    """Scene by name and the path of a camera through it that lasts `seconds`.
+) -> World:
+    """World by name, or of a .glb mesh, with the path of a camera through it that lasts `seconds`.
 
     Raises ConfigError for an unknown scene, or a path that does not suit it.
     """
+    if FilePath(scene).suffix.lower() == '.glb':
+        from dark3r_ros.simulation.mesh import mesh_world
+
+        if path not in ('auto', 'handheld'):
+            raise ConfigError(f'the path {path!r} does not suit a mesh: take handheld')
+        return mesh_world(scene, seed, light=light, speed=speed, seconds=seconds)
     if scene not in SCENES:
-        raise ConfigError(f'unknown scene {scene!r}; known: {", ".join(SCENES)}')
+        raise ConfigError(f'unknown scene {scene!r}; known: {", ".join(SCENES)}, or the path of a .glb mesh')
+    return AnalyticWorld(*_analytic(scene, seed, light, path, speed, seconds))
+
+
+def _analytic(scene: str, seed: int, light: str, path: str, speed: float, seconds: float) -> tuple[Scene, Path]:
     suitable = _SUITABLE[scene]
     path = suitable[0] if path == 'auto' else path
     if path not in suitable:
@@ -50,7 +101,7 @@ def make_world(
     return ground_scene(seed, length, light=light, keep_free=visited(route, seconds)), route
 
 
-def visited(path: Path, seconds: float) -> np.ndarray:
+def visited(path: Path, seconds: float) -> NDArray[np.float64]:
     """Camera centres (N, 3) along a path, a tenth of a second apart."""
     time = np.arange(0.0, seconds + 0.1, 0.1)
     return path(time)[:, :3, 3]
