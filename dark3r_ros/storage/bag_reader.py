@@ -56,6 +56,16 @@ def storage_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda item: natural_key(item.name))
 
 
+def _checked_metadata(document: Any) -> dict[str, Any]:
+    """Bag information of a parsed metadata.yaml; KeyError, TypeError or ValueError where its shape is wrong."""
+    information = document['rosbag2_bagfile_information']
+    if not isinstance(information, dict) or not isinstance(information['relative_file_paths'], list):
+        raise ValueError('it does not describe a bag')
+    if not isinstance(information.get('topics_with_message_count') or [], list):
+        raise ValueError('its list of topics is broken')
+    return information
+
+
 class _Part:
     """One storage file: through rosbags while it is sound, through `salvage` from where it is not."""
 
@@ -218,12 +228,12 @@ class BagReader:
         present = storage_files(self.path)
         metadata = self.path / 'metadata.yaml'
         try:
-            self._metadata = yaml.safe_load(metadata.read_text())['rosbag2_bagfile_information']
+            self._metadata = _checked_metadata(yaml.safe_load(metadata.read_text()))
             listed = [self.path / Path(name).name for name in self._metadata['relative_file_paths']]
         except FileNotFoundError:
             self.warnings.append('metadata.yaml is missing; the storage files are read in the order of their names')
             listed = present
-        except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             self._metadata = {}
             reason = ' '.join(str(error).split())
             self.warnings.append(f'metadata.yaml is unreadable ({reason}); storage files are read by name')
@@ -276,8 +286,16 @@ class BagReader:
     def levels(self) -> dict[str, dict[str, Any]]:
         """Black and white levels by image topic, where the bag was written by this package."""
         try:
-            return dict(json.loads((self._metadata.get('custom_data') or {})[LEVELS_KEY]))
-        except (KeyError, TypeError, ValueError):
+            stated = json.loads((self._metadata.get('custom_data') or {})[LEVELS_KEY])
+            return {
+                str(topic): {
+                    'black_level': [float(v) for v in item['black_level']],
+                    'white_level': float(item['white_level']),
+                }
+                for topic, item in stated.items()
+                if len(item['black_level']) == 3
+            }
+        except (KeyError, TypeError, ValueError, AttributeError):
             return {}
 
     def __enter__(self) -> BagReader:

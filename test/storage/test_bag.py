@@ -326,3 +326,65 @@ def test_unwritable_place_is_an_output_error(tmp_path):
         BagWriter(tmp_path / 'file' / 'bag')
     with pytest.raises(OutputError, match='not one of'):
         BagWriter(tmp_path / 'bag', 'rosbag1')
+
+
+def damage(data, rng):
+    """One random accident: cut, zeroed, overwritten, removed or inserted bytes."""
+    data, at, length = bytearray(data), int(rng.integers(len(data))), int(rng.choice([1, 16, 5000]))
+    kind = rng.choice(['cut', 'zero', 'overwrite', 'remove', 'insert'])
+    if kind == 'cut':
+        del data[at:]
+    elif kind == 'insert':
+        data[at:at] = rng.bytes(length)
+    else:
+        length = min(length, len(data) - at)
+        data[at : at + length] = {'zero': bytes(length), 'overwrite': rng.bytes(length), 'remove': b''}[str(kind)]
+    return bytes(data)
+
+
+@pytest.mark.parametrize(('storage', 'compress'), [('mcap', False), ('mcap', True), ('sqlite3', False)])
+def test_no_accident_gives_a_traceback_or_invented_messages(tmp_path, storage, compress):
+    bag = write_bag(tmp_path / 'bag', 6, storage, compress=compress)
+    file, metadata = storage_file(bag), bag / 'metadata.yaml'
+    sound, sound_metadata = file.read_bytes(), metadata.read_bytes()
+    readable = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        file.write_bytes(damage(sound, rng))
+        metadata.write_bytes(damage(sound_metadata, rng) if seed % 4 == 0 else sound_metadata)
+        try:
+            with BagReader(bag) as reader:
+                stamps = [message.log_ns for message in reader.messages()]
+                assert '\n' not in ''.join(reader.warnings)
+        except DataError as error:
+            assert '\n' not in str(error)
+            continue
+        readable += len(stamps) > 0
+        assert len(stamps) <= 18
+    assert readable > 15
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '[]', '7', 'rosbag2_bagfile_information: 3', 'rosbag2_bagfile_information: {relative_file_paths: bag.mcap}',
+        'rosbag2_bagfile_information: {relative_file_paths: [bag.mcap], topics_with_message_count: 5}',
+        'rosbag2_bagfile_information: {relative_file_paths: [4]}',
+    ],
+)  # fmt: skip
+def test_metadata_of_a_wrong_shape(tmp_path, text):
+    bag = write_bag(tmp_path / 'bag', 3)
+    (bag / 'metadata.yaml').write_text(text)
+    with BagReader(bag) as reader:
+        assert image_indices(reader) == [0, 1, 2]
+        assert 'metadata.yaml is unreadable' in reader.warnings[0]
+
+
+@pytest.mark.parametrize('levels', ['[]', '{"/camera/image_raw": {"black_level": 3}}', 'no json', '{"a": 1}'])
+def test_broken_levels_are_no_levels(tmp_path, levels):
+    bag = write_bag(tmp_path / 'bag', 1)
+    document = yaml.safe_load((bag / 'metadata.yaml').read_text())
+    document['rosbag2_bagfile_information']['custom_data'] = {'dark3r_levels': levels}
+    (bag / 'metadata.yaml').write_text(yaml.safe_dump(document))
+    with BagReader(bag) as reader:
+        assert reader.levels == {}
