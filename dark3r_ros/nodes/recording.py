@@ -135,8 +135,9 @@ class Recording:
         self.frames_received = message.frames_received
         was_busy, self.busy = self.busy, message.queue_length > 0
         stamp_ns = convert.stamp_to_ns(message.header.stamp)
-        # A status without a new frame comes every second; only news counts as activity.
-        new = message.frames_received > 0 and stamp_ns not in self._statuses
+        # A status without a new frame comes every second; only news counts as activity. Until the first frame is
+        # through, the stamp is zero.
+        new = stamp_ns > 0 and stamp_ns not in self._statuses
         if new:
             self._statuses[stamp_ns] = message
         return new or self.busy or was_busy
