@@ -155,7 +155,10 @@ class TorchBackend:
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 -> tokens (B, N, E) on the device."""
+        patch = self.config.patch_size
         with self._precision_scope():
+            # Made here, so that a compiled graph takes the position tables as they are.
+            self.network.rotations((images.shape[2] // patch, images.shape[3] // patch), self.device)
             tokens = self._encode(images.to(self.device))
             return tokens.clone() if self._copy else tokens
 

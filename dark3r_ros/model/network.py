@@ -7,6 +7,7 @@ Matching in 3D with MASt3R), written from a description of it. Parameter names a
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,11 @@ def activate(points: Tensor, local: Tensor) -> ViewPrediction:
     )
 
 
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off; shapes-only (meta) tensors know no autocast."""
+    return nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)
+
+
 class PatchEmbed(nn.Module):
     """Image -> one token a patch, in raster order."""
 
@@ -90,6 +96,7 @@ class TwoViewNetwork(nn.Module):
         self.dec_norm = Norm(dec, eps=eps)
         self.downstream_head1 = ViewHead(config)
         self.downstream_head2 = ViewHead(config)
+        self._rotations: dict[tuple[int, int, str], tuple[Rotation, Rotation]] = {}
 
     def grid(self, height: int, width: int) -> Grid:
         """Rows and columns of tokens of an image; DataError when its size is no multiple of the patch."""
@@ -101,13 +108,18 @@ class TwoViewNetwork(nn.Module):
             )
         return height // patch, width // patch
 
-    def _rotation(self, grid: Grid, decoder: bool, device: torch.device) -> Rotation:
-        config = self.config
-        if decoder:
-            head_dim = config.dec_embed_dim // config.dec_num_heads
-        else:
-            head_dim = config.enc_embed_dim // config.enc_num_heads
-        return rope_tables(*grid, head_dim, config.rope_base, device)
+    def rotations(self, grid: Grid, device: torch.device) -> tuple[Rotation, Rotation]:
+        """Position tables of a token grid for encoder and decoder; made once a grid and device."""
+        key = (*grid, str(device))
+        if key not in self._rotations:
+            config = self.config
+            # Tables made during inference must also serve a later training step.
+            with torch.inference_mode(False), torch.no_grad():
+                self._rotations[key] = (
+                    rope_tables(*grid, config.enc_embed_dim // config.enc_num_heads, config.rope_base, device),
+                    rope_tables(*grid, config.dec_embed_dim // config.dec_num_heads, config.rope_base, device),
+                )
+        return self._rotations[key]
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 -> normalised tokens (B, H/p * W/p, enc_embed_dim) in raster order.
@@ -120,9 +132,9 @@ class TwoViewNetwork(nn.Module):
                 f'got an array of shape {tuple(images.shape)}'
             )
         grid = self.grid(int(images.shape[2]), int(images.shape[3]))
-        with torch.autocast(images.device.type, enabled=False):
+        with _full_precision(images.device):
             tokens = self.patch_embed(images.float())
-        rotation = self._rotation(grid, decoder=False, device=images.device)
+        rotation, _ = self.rotations(grid, images.device)
         for block in self.enc_blocks:
             tokens = block(tokens, rotation)
         return self.enc_norm(tokens)
@@ -138,8 +150,8 @@ class TwoViewNetwork(nn.Module):
         # The residual stream keeps full precision, also under autocast.
         full = self.decoder_embed.weight.dtype
         x1, x2 = self.decoder_embed(encoded1).to(full), self.decoder_embed(encoded2).to(full)
-        rotation1 = self._rotation(grid1, decoder=True, device=x1.device)
-        rotation2 = self._rotation(grid2, decoder=True, device=x2.device)
+        _, rotation1 = self.rotations(grid1, x1.device)
+        _, rotation2 = self.rotations(grid2, x2.device)
         for block1, block2 in zip(self.dec_blocks, self.dec_blocks2, strict=True):
             # Both read the previous layer of the other view.
             x1, x2 = block1(x1, x2, rotation1, rotation2), block2(x2, x1, rotation2, rotation1)
@@ -153,7 +165,7 @@ class TwoViewNetwork(nn.Module):
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Head outputs before their activation: points (B, 4, H', W') and descriptors (B, D + 1, H', W') a view."""
         layers1, layers2 = self.decode_tokens(encoded1, encoded2, grid1, grid2)
-        with torch.autocast(encoded1.device.type, enabled=False):
+        with _full_precision(encoded1.device):
             raw1 = self.downstream_head1([layer.float() for layer in layers1], grid1)
             raw2 = self.downstream_head2([layer.float() for layer in layers2], grid2)
         return raw1, raw2

@@ -165,3 +165,34 @@ def test_dpt_head_takes_the_encoder_only_at_hook_0():
     config = NetworkConfig(**{**TINY_DPT.__dict__, 'dpt_hooks': (1, 2, 3, 4)})
     assert DptHead(config).act_postprocess[0][0].in_channels == config.dec_embed_dim
     assert DptHead(TINY_DPT).act_postprocess[0][0].in_channels == config.enc_embed_dim
+
+
+def test_inference_does_not_spoil_a_later_training_step():
+    network = initialise(TwoViewNetwork(TINY), 0)
+    image = torch.randn(1, 3, 32, 48)
+    with torch.inference_mode():
+        network(image, image)
+    network(image, image)[0].points.sum().backward()
+    assert network.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_compiler_sees_one_graph_with_the_positions_in_it():
+    network, graphs = make(TINY), []
+
+    def record(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    network.rotations((2, 3), torch.device('cpu'))
+    encode = torch.compile(network.encode, backend=record, fullgraph=True)
+    decode = torch.compile(network.decode, backend=record, fullgraph=True)
+    with torch.inference_mode():
+        for seed in range(2):
+            image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(seed))
+            tokens = encode(image)
+            views = decode(tokens, tokens, (2, 3), (2, 3))
+            assert torch.equal(tokens, network.encode(image))
+            assert torch.equal(views[1].points, network.decode(tokens, tokens, (2, 3), (2, 3))[1].points)
+    assert len(graphs) == 2
+    operations = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert not any('arange' in name or 'cos' in name for name in operations)

@@ -10,7 +10,8 @@ from network_golden import assert_matches, named_outputs, read_config, recipe_ne
 from safetensors.torch import load_file
 
 from dark3r_ros.model.config import NetworkConfig
-from dark3r_ros.model.network import TwoViewNetwork
+from dark3r_ros.model.export import export_decoder, export_encoder
+from dark3r_ros.model.network import TwoViewNetwork, activate
 from dark3r_ros.model.weights import load_state
 
 SMALL_CASES = ('landscape', 'portrait', 'mixed', 'odd')
@@ -116,15 +117,43 @@ def test_recipe_mid(shared_root, case):
     assert_matches({name: got[name] for name in arrays if not name.startswith('img')}, arrays)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_recipe_full(shared_root):
+@pytest.fixture(scope='module')
+def full(shared_root):
     folder = shared_root / 'reference' / 'mast3r_recipe'
     config, description = read_config(folder / 'full_config.json')
     network = recipe_network(config, description['seed'], description['gains'])
-    arrays = dict(np.load(folder / 'full_landscape.npz'))
+    return network, dict(np.load(folder / 'full_landscape.npz'))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_recipe_full(full):
+    network, arrays = full
     got = run_traced(network, torch.from_numpy(arrays['img1']), torch.from_numpy(arrays['img2']))
     assert_matches({name: got[name] for name in arrays if not name.startswith('img')}, arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_recipe_full_exported(full, tmp_path):
+    """Encoder and decoder as ONNX graphs; one at a time, for the sake of memory and disk."""
+    pytest.importorskip('onnx')
+    runtime = pytest.importorskip('onnxruntime')
+    network, arrays = full
+    grid, path = (4, 6), tmp_path / 'graph.onnx'
+
+    def run(**inputs):
+        session = runtime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+        return [torch.from_numpy(value) for value in session.run(None, inputs)]
+
+    export_encoder(network, path, grid)
+    (tokens,) = run(images=np.concatenate((arrays['img1'], arrays['img2'])))
+    assert_matches({'enc_tokens_1': tokens[:1].numpy(), 'enc_tokens_2': tokens[1:].numpy()}, arrays)
+    export_decoder(network, path, grid, grid)
+    points1, local1, points2, local2 = run(tokens1=tokens[:1].numpy(), tokens2=tokens[1:].numpy())
+    # Temporary folders outlive a test; this one would keep a gigabyte and a half.
+    path.unlink()
+    assert_matches(named_outputs(activate(points1, local1), activate(points2, local2)), arrays)
 
 
 def test_keys_and_shapes_of_the_public_checkpoint(shared_root):
