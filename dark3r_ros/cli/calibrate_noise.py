@@ -22,6 +22,9 @@ from dark3r_ros.types import Frame
 
 NAME = 'calibrate-noise'
 HELP = 'measure the noise model of a camera from dark frames and flats, or from a static scene'
+# Noise needs neither times nor intrinsics.
+_BESIDE_THE_POINT = ('the files carry no times', 'no calibration')
+
 EXAMPLE = 'dark3r calibrate-noise --dark capped.mcap --flat flats.mcap --output noise.yaml'
 
 
@@ -80,6 +83,8 @@ def _frames(paths: Sequence[str], args: argparse.Namespace, label: str) -> Itera
             empty = False
             yield frame
         for warning in source.warnings:
+            if warning.startswith(_BESIDE_THE_POINT):
+                continue
             print(f'dark3r: warning: {path}: {warning}', file=sys.stderr)
         if empty:
             raise DataError(f'{path} holds no image')

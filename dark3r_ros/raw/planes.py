@@ -111,15 +111,20 @@ def display_image(planes: Planes, white_balance: str = 'auto') -> NDArray[np.uin
     if white_balance not in ('auto', 'none'):
         raise ConfigError(f'white balance {white_balance!r} is not one of auto, none')
     signal = planes.signal()
-    if white_balance == 'auto':
-        means = signal.mean(axis=(1, 2), dtype=np.float64)
-        # In the dark a mean may be zero or negative; such a plane, and extreme gains, say nothing about the light.
-        usable = means > 0.05 * max(means.max(), 0.0)
-        gains = np.where(usable, means.max(initial=0.0) / np.where(usable, means, 1.0), 1.0)
-        signal = signal * np.clip(gains, 0.1, 10.0).astype(np.float32)[:, None, None]
-    white = float(np.percentile(signal.max(axis=0), 99.0))
+    gains = _grey_world(signal) if white_balance == 'auto' else np.ones(3)
+    signal = signal * gains.astype(np.float32)[:, None, None]
+    # All planes end where the first one saturates; otherwise clipped lamps turn magenta.
+    saturation = float(np.min(gains * (planes.white_level - np.array(planes.black_level))))
+    white = min(float(np.percentile(signal.max(axis=0), 99.0)), saturation)
     linear = np.clip(signal / max(white, 1e-6), 0.0, 1.0)
     return np.ascontiguousarray(np.moveaxis(np.rint(encode_srgb(linear) * 255.0).astype(np.uint8), 0, -1))
+
+
+def _grey_world(signal: NDArray[np.float32]) -> NDArray[np.float64]:
+    means = signal.mean(axis=(1, 2), dtype=np.float64)
+    # In the dark a mean may be zero or negative; such a plane, and extreme gains, say nothing about the light.
+    usable = means > 0.05 * max(means.max(), 0.0)
+    return np.clip(np.where(usable, means.max() / np.where(usable, means, 1.0), 1.0), 0.1, 10.0)
 
 
 def encode_srgb(linear: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import pytest
 
 from dark3r_ros.raw.cfa import BAYER_PATTERNS, shift_pattern
 from dark3r_ros.raw.checks import check_frame, frame_health
+from dark3r_ros.raw.files import read_raw_file
 from dark3r_ros.raw.noise import NoiseModel, preset
 
 GOOD = replace(preset('starvis'), offset_sigma=0.0)
@@ -63,6 +64,20 @@ def test_wrong_phase(shift, level, scene, make_frame):
     assert bool(told) == (sum(shift) == 1)
     if told:
         assert 'rggb or bggr agree' in told[0]
+
+
+def test_phase_of_real_cameras(shared_root):
+    files = sorted((shared_root / 'data' / 'raw').glob('*.dng'))
+    if not files:
+        pytest.skip('no real raw files')
+    pytest.importorskip('rawpy')
+    for path in files:
+        frame = read_raw_file(path)
+        assert not any('phase' in text for text in check_frame(frame)), path.name
+        assert any('phase is wrong' in text for text in check_frame(replace(frame, mosaic=frame.mosaic[:, 1:]))), (
+            path.name
+        )
+        assert any('labelled mono' in text for text in check_frame(replace(frame, cfa='mono'))), path.name
 
 
 def test_bayer_labelled_as_mono(scene, make_frame):

@@ -109,6 +109,10 @@ def test_display_works_on_noise_and_balances_colours():
     assert np.ptp(balanced.astype(int), axis=2).max() <= 1
     plain = display_image(Planes(bright, (0.0,) * 3, 4095.0, (4, 8, 4), 4, 0), 'none')
     assert plain[0, -2, 1] > plain[0, -2, 2] > plain[0, -2, 0]
+    lamp = np.tile(np.array([400, 900, 450], np.float32)[:, None, None], (1, 60, 80))
+    lamp[:, :30] = 1000.0
+    clipped = display_image(Planes(lamp, (0.0,) * 3, 1000.0, (4, 8, 4), 4, 0))
+    assert np.ptp(clipped[:30].astype(int), axis=2).max() == 0
     black = display_image(Planes(np.zeros_like(noise), (0.0,) * 3, 4095.0, (4, 8, 4), 4, 0))
     assert not black.any()
 
