@@ -42,6 +42,12 @@ class MappingConfig(Config):
     )
     window: int = setting(12, 'Keyframes whose poses bundle adjustment may move.', minimum=3, maximum=100)
     window_fixed: int = setting(8, 'Older keyframes that hold the window in place.', minimum=1, maximum=100)
+    window_landmarks: int = setting(
+        250,
+        'Best-seen landmarks of each keyframe that the window adjustment uses; the others follow the poses.',
+        minimum=30,
+        maximum=100000,
+    )
     neighbours: int = setting(5, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
     lost_after: int = setting(5, 'Frames in a row without a pose after which the state is lost.', minimum=1)
     young_keyframes: int = setting(

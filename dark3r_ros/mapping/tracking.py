@@ -140,10 +140,9 @@ def track(
 def needs_keyframe(result: TrackResult, reference: TrackResult | None, config: MappingConfig) -> bool:
     """Whether a tracked view shows enough new to become a keyframe.
 
-    `reference` is the result of the first view tracked against the present reference keyframe: what can be found
-    again at best is less than all landmarks, so overlap is judged relative to it.
+    `reference` is the result of the first view tracked against the present reference keyframe, None for that view
+    itself: what can be found again at best is less than all landmarks, so overlap is judged relative to it.
     """
     if result.flow > config.keyframe_flow or result.inliers < 3 * config.min_inliers:
         return True
-    best = reference.overlap if reference is not None else 1.0
-    return result.overlap < config.keyframe_overlap * best
+    return reference is not None and result.overlap < config.keyframe_overlap * reference.overlap

@@ -26,7 +26,10 @@ def refine_window(sparse_map: SparseMap, config: MappingConfig) -> tuple[list[Ke
     fixed = sparse_map.covisible(landmarks[landmarks >= 0], older)[: config.window_fixed]
     # Scale is only held by two fixed poses; the first of the window takes the part of a missing one.
     free = [len(fixed) >= 2 or number > 0 for number in range(len(window))]
-    result = _refine(sparse_map, [*fixed, *window], [False] * len(fixed) + free, config, 10)
+    frames = [*fixed, *window]
+    best = _best_seen(sparse_map, frames, config.window_landmarks)
+    result = _refine(sparse_map, frames, [False] * len(fixed) + free, config, 10, only=best)
+    _refine(sparse_map, frames, [False] * len(frames), config, 3, only=~best)
     covariance = np.zeros((6, 6))
     if result is not None and result.pose_covariance is not None:
         covariance = result.pose_covariance[-1]
@@ -45,17 +48,30 @@ def refine_all(sparse_map: SparseMap, config: MappingConfig) -> list[Keyframe]:
     return keyframes
 
 
+def _best_seen(sparse_map: SparseMap, keyframes: Sequence[Keyframe], budget: int) -> NDArray[np.bool_]:
+    """Mask over landmark rows: of every keyframe the `budget` landmarks that most of the others see as well."""
+    counts = sparse_map.observation_counts(keyframes)
+    chosen = np.zeros(len(counts), dtype=bool)
+    for keyframe in keyframes:
+        own = keyframe.table.landmark[keyframe.table.observing()]
+        chosen[own[np.argsort(-counts[own], kind='stable')[:budget]]] = True
+    return chosen
+
+
 def _refine(
     sparse_map: SparseMap,
     keyframes: Sequence[Keyframe],
     free: Sequence[bool],
     config: MappingConfig,
     iterations: int,
+    only: NDArray[np.bool_] | None = None,
 ) -> BundleResult | None:
     seen = sparse_map.observations(keyframes)
     counts = np.bincount(seen.landmark, minlength=1)
     # A landmark that only one of these keyframes sees says nothing about their poses.
     supported = counts[seen.landmark] >= 2
+    if only is not None:
+        supported &= only[seen.landmark]
     landmarks, point_index = np.unique(seen.landmark[supported], return_inverse=True)
     if len(landmarks) < 6 or len(keyframes) < 2:
         return None
@@ -69,7 +85,7 @@ def _refine(
         keyframes[-1].focal,
         robust_width=0.5 * config.max_error,
     )
-    result = adjust(problem, iterations, with_covariance=True)
+    result = adjust(problem, iterations, with_covariance=any(free))
     for keyframe, pose, moves in zip(keyframes, result.cameras_from_world, free, strict=True):
         if moves:
             keyframe.camera_from_world = pose
