@@ -125,14 +125,15 @@ def health_figure(frames: Sequence[FrameRecord]) -> bytes:
     return to_png(figure)
 
 
-def samples_figure(samples: Sequence[SamplePicture], columns: int = 3) -> bytes:
-    """Pictures side by side with their titles."""
-    rows = -(-len(samples) // columns)
+def samples_figure(samples: Sequence[SamplePicture]) -> bytes:
+    """Pictures side by side with their titles: three in a row, five where they stand upright."""
     aspect = max(sample.image.shape[0] / sample.image.shape[1] for sample in samples)
-    width = 3.2 * min(columns, len(samples))
-    figure = new_figure(width, (3.2 * aspect + 0.3) * rows)
+    columns = min(5 if aspect > 1.2 else 3, len(samples))
+    rows = -(-len(samples) // columns)
+    side = 9.6 / max(columns, 2)
+    figure = new_figure(side * columns, (side * aspect + 0.3) * rows)
     for number, sample in enumerate(samples, 1):
-        axes = figure.add_subplot(rows, min(columns, len(samples)), number)
+        axes = figure.add_subplot(rows, columns, number)
         axes.imshow(sample.image, interpolation='nearest' if sample.image.shape[1] < 400 else 'antialiased')
         axes.set_title(sample.title, fontsize=8, color=INK)
         axes.axis('off')
