@@ -7,7 +7,7 @@ A frame is encoded once, however many pairs it joins; pairs are matched in batch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from dark3r_ros.types import Correspondences, Planes
 
@@ -38,6 +38,6 @@ class Predictor(Protocol):
         """Encode one frame."""
         ...
 
-    def match(self, pairs: Sequence[tuple[Features, Features]]) -> list[Correspondences]:
-        """Match each pair (a, b); the result has one entry a pair, in order."""
+    def match(self, pairs: Sequence[tuple[Any, Any]]) -> list[Correspondences]:
+        """Match each pair (a, b) of features that this predictor made; the result has one entry a pair, in order."""
         ...

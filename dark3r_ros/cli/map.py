@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dark3r map`: poses and a map from a recording, by the same pipeline as the node."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dark3r_ros.cli.common import (
+    add_config_arguments,
+    add_decode_arguments,
+    add_input_arguments,
+    config_from_arguments,
+    decode_options,
+    print_json,
+    progress,
+)
+from dark3r_ros.config import to_mapping
+from dark3r_ros.errors import DataError, OutputError, ReconstructionError
+from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.pipeline import MappingPipeline
+from dark3r_ros.matching.classical import ClassicalConfig
+from dark3r_ros.matching.registry import PREDICTORS, make_predictor
+from dark3r_ros.raw.checks import check_frame
+from dark3r_ros.raw.noise import resolve_noise
+from dark3r_ros.storage.sequence import read_cameras_json
+from dark3r_ros.storage.source import open_source
+from dark3r_ros.types import FrameSource, Reconstruction
+
+NAME = 'map'
+HELP = 'map a recording: poses, cloud and report from a bag or a folder'
+EXAMPLE = 'dark3r map tunnel_bag -o out/tunnel'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_input_arguments(parser)
+    parser.add_argument('-o', '--output', type=Path, required=True, help='result folder')
+    parser.add_argument('--overwrite', action='store_true', help='replace an earlier result')
+    parser.add_argument('--predictor', choices=PREDICTORS, default=PREDICTORS[0], help='matcher (default: %(default)s)')
+    parser.add_argument('--noise', default='', metavar='NAME|FILE', help='noise preset or YAML of calibrate-noise')
+    parser.add_argument('--no-report', action='store_true', help='leave out report.html and its pictures')
+    parser.add_argument('--json', action='store_true', help='print the figures as JSON')
+    add_config_arguments(parser, MappingConfig, 'mapping')
+    add_config_arguments(parser, ClassicalConfig, 'classical matcher', 'classical')
+    add_decode_arguments(parser)
+
+
+def _check_output(folder: Path, overwrite: bool) -> None:
+    """Refuse early what writing would refuse after minutes of work."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f'{folder} is a file: give another --output')
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise OutputError(f'{folder} is not empty: give another --output, or --overwrite for an earlier result')
+
+
+def _open(args: argparse.Namespace) -> FrameSource:
+    return open_source(
+        args.input,
+        image_topic=args.image_topic,
+        info_topic=args.info_topic,
+        decode=decode_options(args),
+        start=args.start,
+        duration=args.duration,
+        stride=args.stride,
+        camera=read_cameras_json(args.camera).camera if args.camera else None,
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from dark3r_ros.evaluation.report import write_report
+    from dark3r_ros.evaluation.samples import SampleCollector
+    from dark3r_ros.storage.result import build_report, write_result
+
+    _check_output(args.output, args.overwrite)
+    began = time.perf_counter()
+    mapping = config_from_arguments(args, MappingConfig)
+    classical = config_from_arguments(args, ClassicalConfig, 'classical')
+    noise = resolve_noise(args.noise) if args.noise else None
+    predictor = make_predictor(args.predictor, noise=noise, classical=classical)
+    pipeline = MappingPipeline(mapping, predictor, noise)
+    source = _open(args)
+    samples = SampleCollector(len(source), network_width=mapping.network_width, binning=mapping.binning)
+    advice: list[str] = []
+    for number, frame in enumerate(progress(source, len(source), 'mapping')):
+        if number == 0:
+            advice = check_frame(frame, noise)
+        pipeline.push(frame)
+        samples.offer(frame)
+    pipeline.flush()
+    warnings = [*advice, *source.warnings]
+    for warning in warnings:
+        print(f'dark3r: warning: {warning}', file=sys.stderr)
+    reconstruction = pipeline.reconstruction()
+    if len(reconstruction.trajectory()) == 0:
+        _explain_failure(reconstruction)
+    report = {
+        'wall_s': time.perf_counter() - began,
+        'stages_s': pipeline.stage_seconds,
+        'predictor': predictor.name,
+        'predictor_fingerprint': predictor.fingerprint,
+        'config': {
+            'mapping': to_mapping(mapping),
+            'classical': to_mapping(classical),
+            'noise': to_mapping(noise) if noise else None,
+        },
+        'input': Path(args.input).name,
+        'warnings': warnings,
+    }
+    write_result(args.output, reconstruction, report, overwrite=args.overwrite)
+    if not args.no_report:
+        full = build_report(reconstruction, report)
+        write_report(args.output, reconstruction, full, samples=samples.pictures(predictor))
+    _print_summary(args, reconstruction, report)
+    return 0
+
+
+def _explain_failure(reconstruction: Reconstruction) -> None:
+    """Say why no frame got a pose."""
+    if not reconstruction.frames:
+        raise DataError('the input holds no usable frame')
+    reasons = [frame.reason for frame in reconstruction.frames if frame.reason]
+    common = max(set(reasons), key=reasons.count) if reasons else 'unknown'
+    raise ReconstructionError(f'none of {len(reconstruction.frames)} frames could be posed; most often: {common}')
+
+
+def _print_summary(args: argparse.Namespace, reconstruction: Reconstruction, report: dict[str, Any]) -> None:
+    frames = reconstruction.frames
+    posed = sum(frame.world_from_camera is not None for frame in frames)
+    figures = {
+        'frames': len(frames),
+        'posed': posed,
+        'keyframes': sum(frame.keyframe for frame in frames),
+        'landmarks': len(reconstruction.observations.points),
+        'wall_s': round(report['wall_s'], 3),
+        'frames_per_second': round(len(frames) / report['wall_s'], 2),
+        'output': str(args.output),
+    }
+    if args.json:
+        print_json(figures)
+        return
+    print(
+        f'{posed} of {len(frames)} frames posed, {figures["keyframes"]} keyframes, {figures["landmarks"]} landmarks, '
+        f'{figures["frames_per_second"]} frames/s; written to {args.output}'
+    )
