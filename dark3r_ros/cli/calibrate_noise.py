@@ -23,7 +23,7 @@ from dark3r_ros.types import Frame
 NAME = 'calibrate-noise'
 HELP = 'measure the noise model of a camera from dark frames and flats, or from a static scene'
 # Noise needs neither times nor intrinsics.
-_BESIDE_THE_POINT = ('the files carry no times', 'no calibration')
+_BESIDE_THE_POINT = ('the files carry no times', 'no calibration', 'the bag holds no CameraInfo')
 
 EXAMPLE = 'dark3r calibrate-noise --dark capped.mcap --flat flats.mcap --output noise.yaml'
 

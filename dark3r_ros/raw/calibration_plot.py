@@ -31,23 +31,20 @@ def plot_calibration(calibration: Calibration, path: Path | str) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DependencyError('plots need matplotlib: pip install matplotlib, or leave --plot out') from error
-    figure = Figure(figsize=(12, 8.5), layout='constrained')
+    figure = Figure(figsize=(12 if calibration.darks else 8, 8.5), layout='constrained')
     FigureCanvasAgg(figure)
     noise = calibration.noise
     figure.suptitle(
         f'{noise.name or "camera"}: gain {noise.gain:.4g} DN/e-, read {noise.read_sigma:.4g} DN '
         f'({noise.read_sigma / noise.gain:.3g} e-), row {noise.row_sigma:.3g} DN, black {noise.black_level:.5g} DN'
     )
-    axes = figure.subplots(2, 2)
+    darks = calibration.darks
+    axes = figure.subplots(2, 1 if darks is None else 2, squeeze=False)
     _draw_line(axes[0, 0], calibration)
     _draw_residuals(axes[1, 0], calibration)
-    if calibration.darks is None:
-        for axis in axes[:, 1]:
-            axis.text(0.5, 0.5, 'no dark frames', ha='center', va='center', transform=axis.transAxes, color='0.4')
-            axis.set_axis_off()
-    else:
-        _draw_read_noise(axes[0, 1], calibration.darks)
-        _draw_frame_means(axes[1, 1], calibration.darks)
+    if darks is not None:
+        _draw_read_noise(axes[0, 1], darks)
+        _draw_frame_means(axes[1, 1], darks)
     try:
         figure.savefig(path, dpi=110)
     except OSError as error:
