@@ -34,6 +34,8 @@ from dark3r_ros.matching.refine import match_coarse_to_fine, refine_subpixel
 from dark3r_ros.model.backend import Backend, TorchBackend
 from dark3r_ros.model.network import Grid, ViewPrediction
 from dark3r_ros.model.normalise import normalise
+from dark3r_ros.model.onnx_backend import OnnxBackend
+from dark3r_ros.model.tensorrt_backend import TensorRtBackend
 from dark3r_ros.types import Correspondences, Planes
 
 SEARCHES = ('auto', 'dense', 'coarse', 'fast')
@@ -270,5 +272,17 @@ def load_predictor(
     precision: str = 'auto',
     compile_mode: str = '',
 ) -> NetworkPredictor:
-    """Predictor from a weight file, run by PyTorch."""
-    return NetworkPredictor(TorchBackend.from_file(path, device, precision, compile_mode), config)
+    """Predictor from what a path holds.
+
+    A weight file is run by PyTorch; a folder of `dark3r export-engine` by TensorRT when it holds engines, else by ONNX
+    Runtime, in the precision that it was exported with. DataError when the path is neither.
+    """
+    path = Path(path)
+    backend: Backend
+    if not path.is_dir():
+        backend = TorchBackend.from_file(path, device, precision, compile_mode)
+    elif any(path.glob('*.plan')):
+        backend = TensorRtBackend(path)
+    else:
+        backend = OnnxBackend(path, device)
+    return NetworkPredictor(backend, config)

@@ -3,18 +3,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dark3r_ros.errors import ConfigError
 from dark3r_ros.matching.classical import ClassicalConfig, ClassicalPredictor
+from dark3r_ros.matching.learned import LearnedConfig, load_predictor
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 
 PREDICTORS = ('classical',)
+WEIGHT_SUFFIXES = ('.safetensors', '.pth')
 
 
 def make_predictor(
-    name: str = 'classical', *, noise: NoiseModel | None = None, classical: ClassicalConfig | None = None
+    name: str = 'classical',
+    *,
+    noise: NoiseModel | None = None,
+    classical: ClassicalConfig | None = None,
+    learned: LearnedConfig | None = None,
+    device: str = 'auto',
 ) -> Predictor:
-    """Make the named predictor; `noise` is the camera's noise model where it is known."""
-    if name != 'classical':
-        raise ConfigError(f'unknown predictor {name!r}; known: {", ".join(PREDICTORS)}')
-    return ClassicalPredictor(classical, noise)
+    """Make a predictor.
+
+    Parameters
+    ----------
+    name: `classical`, or the path of a weight file (.safetensors, .pth) or of a folder of `dark3r export-engine`.
+    noise: the camera's noise model where it is known, for the classical one.
+    classical, learned: settings of either kind. device: `auto`, `cpu` or `cuda`, for a network.
+
+    """
+    if name == 'classical':
+        return ClassicalPredictor(classical, noise)
+    path = Path(name).expanduser()
+    if path.suffix in WEIGHT_SUFFIXES or path.is_dir():
+        return load_predictor(path, learned, device=device)
+    raise ConfigError(
+        f'unknown predictor {name!r}; known: {", ".join(PREDICTORS)}, a weight file ({", ".join(WEIGHT_SUFFIXES)}) or '
+        'a folder of `dark3r export-engine`'
+    )

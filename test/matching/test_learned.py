@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from dark3r_ros.errors import DataError
+from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.matching.learned import LearnedConfig, NetworkPredictor, load_predictor, pad_to_patches
+from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.model.backend import TorchBackend
 from dark3r_ros.model.config import NetworkConfig
+from dark3r_ros.model.export import export_folder
 from dark3r_ros.model.network import TwoViewNetwork, ViewPrediction, initialise
 from dark3r_ros.model.weights import WeightsInfo, save_network
 from dark3r_ros.types import Planes
@@ -189,6 +191,25 @@ def test_predictor_from_a_weight_file(tmp_path):
     assert predictor.fingerprint == direct.fingerprint
     torch.testing.assert_close(predictor.encode(frame(0)).tokens, direct.encode(frame(0)).tokens)
     assert predictor.encode(frame(0)).nbytes == 12 * 32 * 4
+
+
+def test_registry_takes_weight_files_and_export_folders(tmp_path):
+    pytest.importorskip('onnx')
+    network = initialise(TwoViewNetwork(TINY), 4)
+    save_network(tmp_path / 'w.safetensors', network, WeightsInfo(TINY))
+    export_folder(network, tmp_path / 'engine', [(64, 48)])
+    predictors = [make_predictor(str(tmp_path / name), device='cpu') for name in ('w.safetensors', 'engine')]
+    assert [p.name for p in predictors] == ['learned-torch-cpu-fp32', 'learned-onnx-cpu-fp32']
+    results = []
+    for predictor in predictors:
+        features = [predictor.encode(frame(seed)) for seed in (0, 1)]
+        results.append(predictor.match([tuple(features)])[0])
+    np.testing.assert_allclose(results[0].points_a, results[1].points_a)
+    np.testing.assert_allclose(results[0].points_b, results[1].points_b, atol=1e-2)
+    with pytest.raises(ConfigError, match=r'weight file \(.safetensors, .pth\)'):
+        make_predictor('neural')
+    with pytest.raises(DataError, match='no weight file'):
+        make_predictor(str(tmp_path / 'absent.pth'))
 
 
 def test_padding_mirrors_and_small_frames_are_refused():

@@ -175,6 +175,7 @@ def test_onnx_reproduces_the_golden_small_cases(shared_root, tmp_path):
         assert_matches(golden_outputs(backend, arrays), arrays)
 
 
+@pytest.mark.slow
 def test_onnx_reproduces_the_golden_mid_case(shared_root, tmp_path):
     pytest.importorskip('onnx')
     folder = shared_root / 'reference' / 'mast3r_recipe'
