@@ -7,6 +7,7 @@ export OMP_NUM_THREADS ?= 1
 ACTIVATE := source environment/activate.sh
 DEMO_OUT ?= out/demo
 PYTEST_ARGS ?=
+SETUP_ARGS ?=
 
 .PHONY: help setup demo test lint format clean
 
@@ -14,12 +15,13 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: ## make .venv, install the pinned packages, build the ROS interfaces
-	environment/setup.sh
+	environment/setup.sh $(SETUP_ARGS)
 
 demo: setup ## simulate a dark tunnel, map it through ROS 2, score the result
 	$(ACTIVATE) && env -u OMP_NUM_THREADS dark3r demo -o $(DEMO_OUT)
 
-test: setup ## lint, type check and all tests
+test: ## lint, type check and all tests; PYTEST_ARGS='-m "not slow"' chooses
+	environment/setup.sh --mesh
 	$(MAKE) --no-print-directory lint
 	$(ACTIVATE) && python -m pytest $(PYTEST_ARGS)
 

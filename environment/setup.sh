@@ -190,7 +190,7 @@ check_resources() { # what a download needs
 
 make_venv() {
   if [ -f "$state/mode" ] && [ "$(cat "$state/mode")" != "$mode $ros" ]; then
-    say "ROS 2 has changed (was: $(cat "$state/mode"), is: $mode $ros): making .venv and install/ anew"
+    say "the ROS 2 in use has changed (now: ${ros:-Kilted from wheels}): making .venv and install/ anew"
     rm -rf "$venv" "$root/build" "$root/install" "$root/log"
   fi
   if ! works "$venv/bin/python"; then
