@@ -49,6 +49,7 @@ class ReplayConfig(Config):
     )
     play_tf: bool = setting(True, 'Play /tf of the bag; switch it off when the bag holds map -> odom already.')
     odom_tf: bool = setting(False, 'Also publish the odometry of the bag as transforms odom -> base.')
+    progress: float = setting(5.0, 'Time between two lines about the progress.', unit='s', minimum=0.1)
     linger: float = setting(1.0, 'Time to stay after the last frame so that it is delivered.', unit='s', minimum=0.0)
 
     def __post_init__(self) -> None:
@@ -186,7 +187,7 @@ class Replay(Node):
             self.create_subscription(
                 interface.load(interface.STATUS.type), STATUS_TOPIC, self._on_status, qos.reliable(1000)
             )
-        self._born = time.monotonic()
+        self._born = self._told = time.monotonic()
         self._started: float | None = None
         self._first_ns = 0
         self._done_at: float | None = None
@@ -216,6 +217,9 @@ class Replay(Node):
             self._send(self._next, now)
             self._next = next(self._items, None)
             now = time.monotonic()
+        if now - self._told > self.config.progress:
+            self._told = now
+            self.get_logger().info(f'{self.frames} frames played')
         if self._next is None and self._done_at is None and not len(self._lockstep):
             self._done_at = now
             self.get_logger().info(f'{self.frames} frames played in {now - self._started:.1f} s')
