@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -96,10 +97,14 @@ def test_transport_profile_is_large_enough_for_frames_and_clouds() -> None:
     assert root.findtext(f'.//{space}useBuiltinTransports') == 'false'
 
 
-def known_parameters() -> set[str]:
+def known_parameters(node: str) -> set[str]:
     names = {'use_sim_time'}
+    if node == 'dark3r_replay':
+        return names | {
+            field.name for field in dataclasses.fields(pytest.importorskip('dark3r_ros.nodes.replay').ReplayConfig)
+        }
     for prefix, group in GROUPS.items():
-        names |= {f'{prefix}.{field}' if prefix else field for field in group.__dataclass_fields__}
+        names |= {f'{prefix}.{field.name}' if prefix else field.name for field in dataclasses.fields(group)}
     return names
 
 
@@ -110,12 +115,18 @@ def flatten(values: dict[str, object], prefix: str = '') -> dict[str, object]:
     return flat
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('mapping*.yaml')), ids=lambda path: path.name)
-def test_parameter_files_set_only_known_parameters(path: Path) -> None:
-    content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    for node, entry in content.items():
-        assert node == '/**' or node.endswith('dark3r_mapping')
-        assert set(flatten(entry['ros__parameters'])) <= known_parameters()
+@pytest.mark.parametrize('path', LAUNCH, ids=lambda path: path.name)
+def test_parameter_files_set_only_known_parameters_of_the_launched_nodes(path: Path) -> None:
+    root = ET.parse(path).getroot()
+    default = next(item.attrib['default'] for item in root.findall('arg') if item.attrib['name'] == 'params_file')
+    content = yaml.safe_load(shared_file(default).read_text(encoding='utf-8'))
+    launched = {element.attrib['name'] for element in root.iter('node')}
+    for include in root.iter('include'):
+        launched |= {element.attrib['name'] for element in ET.parse(shared_file(include.attrib['file'])).iter('node')}
+    for pattern, entry in content.items():
+        node = pattern.split('/')[-1].replace('**', 'dark3r_mapping')
+        assert node in launched
+        assert set(flatten(entry['ros__parameters'])) <= known_parameters(node)
 
 
 def test_rviz_shows_topics_that_the_node_publishes() -> None:
