@@ -117,19 +117,33 @@ class Camera:
         pixels = np.asarray(pixels, dtype=np.float64).reshape(-1, 2)
         if not self.distorted:
             return (pixels - (self.cx, self.cy)) / (self.fx, self.fy)
+        rays = self._undistorted_start(pixels)
+        for _ in range(20):
+            step = self._newton_step(rays, pixels)
+            rays = rays + step
+            if not np.abs(step).max(initial=0.0) > 1e-12:
+                break
+        return rays
+
+    def _undistorted_start(self, pixels: Array) -> Array:
+        """OpenCV's few fixed-point steps, or no correction at all where they ran away."""
         coefficients = np.array(self.distortion)
         if self.distortion_model == 'equidistant':
             start = cv2.fisheye.undistortPoints(pixels[:, None], self.matrix, coefficients)
         else:
             start = cv2.undistortPoints(pixels[:, None], self.matrix, coefficients)
-        rays = np.asarray(start, dtype=np.float64).reshape(-1, 2)
-        # OpenCV's default of five fixed-point steps leaves 0.1 px at the corners of wide lenses; go on from there.
-        for _ in range(100):
-            step = (pixels - self.project(np.column_stack([rays, np.ones(len(rays))]))) / (self.fx, self.fy)
-            rays = rays + step
-            if not np.abs(step).max(initial=0.0) > 1e-12:
-                break
-        return rays
+        start = np.asarray(start, dtype=np.float64).reshape(-1, 2)
+        plain = (pixels - (self.cx, self.cy)) / (self.fx, self.fy)
+        usable = np.isfinite(start).all(axis=1) & (np.abs(start - plain).max(axis=1) < 2.0)
+        return np.where(usable[:, None], start, plain)
+
+    def _newton_step(self, rays: Array, pixels: Array) -> Array:
+        """Correction (N, 2) of normalised coordinates; OpenCV's own steps leave 0.1 px at the corners of wide lenses."""
+        shift = 1e-6
+        points = np.concatenate([rays, rays + (shift, 0.0), rays + (0.0, shift)])
+        here, right, down = np.split(self.project(np.column_stack([points, np.ones(len(points))])), 3)
+        jacobian = np.stack([right - here, down - here], axis=2) / shift
+        return np.linalg.solve(jacobian, (pixels - here)[:, :, None])[:, :, 0]
 
     def rays(self, pixels: ArrayLike) -> Array:
         """Unit direction vectors (N, 3) in the optical frame of pixels (N, 2)."""

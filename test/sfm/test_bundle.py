@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundle adjustment and resection against a plain dense solver and exact truth."""
+
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+
+from dark3r_ros.geometry import se3
+from dark3r_ros.sfm.bundle import BundleProblem, adjust
+from dark3r_ros.sfm.resection import refine_pose, resect
+
+FOCAL = 300.0
+
+
+def make_problem(frames=6, points=60, noise_px=0.4, disturb=0.02, seed=0, outliers=0):
+    rng = np.random.default_rng(seed)
+    truth = np.stack([se3.exp(np.r_[-0.3 * i, rng.normal(0, 0.1, 2), rng.normal(0, 0.05, 3)]) for i in range(frames)])
+    world = rng.uniform([-2, -2, 4], [4, 2, 9], (points, 3))
+    seen = rng.random((frames, points)) < 0.7
+    seen[:2] |= seen.sum(axis=0) < 2  # a point of a single view has no depth
+    frame, point = np.nonzero(seen)
+    local = np.einsum('kij,kj->ki', truth[frame][:, :3, :3], world[point]) + truth[frame][:, :3, 3]
+    observed = local[:, :2] / local[:, 2:] + rng.normal(0, noise_px / FOCAL, (len(frame), 2))
+    observed[:outliers] += 30.0 / FOCAL
+    start = truth.copy()
+    for i in range(2, frames):
+        start[i] = se3.exp(rng.normal(0, disturb, 6)) @ start[i]
+    free = np.arange(frames) >= 2
+    problem = BundleProblem(
+        start, free, world + rng.normal(0, disturb, world.shape), frame, point, observed, FOCAL, 1e9
+    )
+    return problem, truth, world
+
+
+def dense_solution(problem):
+    """The same minimum by scipy's general solver over all parameters at once."""
+    free = np.flatnonzero(problem.pose_free)
+
+    def residuals(x):
+        poses = problem.cameras_from_world.copy()
+        for number, frame in enumerate(free):
+            poses[frame] = se3.exp(x[6 * number : 6 * number + 6]) @ poses[frame]
+        points = problem.points + x[6 * len(free) :].reshape(-1, 3)
+        local = np.einsum('kij,kj->ki', poses[problem.frame_index][:, :3, :3], points[problem.point_index])
+        local += poses[problem.frame_index][:, :3, 3]
+        return (problem.focal * (local[:, :2] / local[:, 2:] - problem.observations)).ravel()
+
+    start = np.zeros(6 * len(free) + 3 * len(problem.points))
+    return least_squares(residuals, start, method='trf', x_scale='jac', xtol=1e-12, ftol=1e-12, gtol=1e-12)
+
+
+def test_reaches_the_minimum_of_a_dense_solver():
+    problem, _, _ = make_problem(frames=5, points=25)
+    result = adjust(problem, 50, 1e-12)
+    reference = dense_solution(problem)
+    assert result.cost_after == pytest.approx(reference.cost, rel=1e-6)
+    assert result.cost_after < 0.1 * result.cost_before
+
+
+def test_exact_observations_give_exact_poses_and_points():
+    problem, truth, world = make_problem(noise_px=0.0)
+    result = adjust(problem, 60, 0.0)
+    np.testing.assert_allclose(result.cameras_from_world, truth, atol=1e-6)
+    np.testing.assert_allclose(result.points, world, atol=1e-5)
+    assert result.residuals.max() < 1e-4
+
+
+def test_fixed_poses_and_the_input_stay_untouched():
+    problem, truth, _ = make_problem()
+    before = problem.cameras_from_world.copy(), problem.points.copy()
+    result = adjust(problem)
+    np.testing.assert_array_equal(problem.cameras_from_world, before[0])
+    np.testing.assert_array_equal(problem.points, before[1])
+    np.testing.assert_allclose(result.cameras_from_world[:2], truth[:2], atol=1e-12)
+
+
+def test_huber_keeps_outliers_from_bending_the_poses():
+    problem, truth, _ = make_problem(frames=6, points=120, outliers=25)
+    robust = adjust(BundleProblem(**{**vars(problem), 'robust_width': 1.0}), 40)
+    plain = adjust(problem, 40)
+
+    def error(result):
+        return np.linalg.norm((result.cameras_from_world - truth)[:, :3, 3], axis=1).max()
+
+    assert error(robust) < 0.05
+    assert error(robust) < 0.3 * error(plain)
+
+
+def test_covariance_matches_the_spread_over_many_noises():
+    errors, predicted = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(1000 + seed)
+        problem, truth, _ = make_problem(frames=4, points=60, noise_px=0.0, disturb=0.0)
+        noisy = problem.observations + rng.normal(0, 0.5 / FOCAL, problem.observations.shape)
+        result = adjust(BundleProblem(**{**vars(problem), 'observations': noisy}), 20, 1e-9, with_covariance=True)
+        errors.append(se3.log(result.cameras_from_world[3] @ se3.inverse(truth[3])))
+        predicted.append(np.diag(result.pose_covariance[3]))
+    measured = np.mean(np.square(errors), axis=0)
+    ratio = measured / np.mean(predicted, axis=0)
+    assert (ratio > 0.55).all(), ratio
+    assert (ratio < 1.7).all(), ratio
+
+
+def test_points_only_adjustment_moves_no_pose():
+    problem, _, _ = make_problem()
+    still = BundleProblem(**{**vars(problem), 'pose_free': np.zeros(6, dtype=bool)})
+    result = adjust(still, 10)
+    np.testing.assert_allclose(result.cameras_from_world, problem.cameras_from_world, atol=1e-12)
+    assert result.cost_after < result.cost_before
+
+
+def test_the_same_problem_gives_the_same_bits():
+    problem, _, _ = make_problem(outliers=5)
+    first, second = adjust(problem), adjust(problem)
+    np.testing.assert_array_equal(first.cameras_from_world, second.cameras_from_world)
+    np.testing.assert_array_equal(first.points, second.points)
+
+
+def resection_case(outlier_share, seed=0, noise_px=0.3):
+    rng = np.random.default_rng(seed)
+    points = rng.uniform([-3, -2, 3], [3, 2, 9], (150, 3))
+    truth = se3.exp(np.r_[0.3, -0.2, 0.5, rng.normal(0, 0.2, 3)])
+    local = points @ truth[:3, :3].T + truth[:3, 3]
+    observed = local[:, :2] / local[:, 2:] + rng.normal(0, noise_px / FOCAL, (150, 2))
+    wrong = rng.random(150) < outlier_share
+    observed[wrong] = rng.uniform(-0.6, 0.6, (int(wrong.sum()), 2))
+    return points, observed, truth, wrong
+
+
+@pytest.mark.parametrize('share', [0.0, 0.4, 0.7])
+def test_resection_among_outliers(share):
+    points, observed, truth, wrong = resection_case(share)
+    found = resect(points, observed, FOCAL, 2.0)
+    error = se3.log(found.camera_from_world @ se3.inverse(truth))
+    sigma = np.sqrt(np.diag(found.covariance))
+    assert np.abs(error).max() < 0.02
+    assert (np.abs(error) < 5 * sigma).all()
+    assert found.inliers[~wrong].mean() > 0.95
+    assert found.inliers[wrong].sum() <= 3
+
+
+def test_resection_uses_a_good_guess_and_survives_a_bad_one():
+    points, observed, truth, _ = resection_case(0.3)
+    near = se3.exp([0.01, 0, 0, 0, 0.002, 0]) @ truth
+    far = se3.exp([2.0, 1.0, 0, 0, 1.0, 0]) @ truth
+    for guess in (near, far):
+        found = resect(points, observed, FOCAL, 2.0, guess=guess)
+        assert np.abs(se3.log(found.camera_from_world @ se3.inverse(truth))).max() < 0.02
+
+
+def test_resection_refuses_noise():
+    rng = np.random.default_rng(9)
+    points, observed = rng.uniform([-3, -2, 3], [3, 2, 9], (80, 3)), rng.uniform(-0.6, 0.6, (80, 2))
+    assert resect(points, observed, FOCAL, 2.0) is None
+    assert resect(points[:3], observed[:3], FOCAL, 2.0) is None
+
+
+def test_refined_pose_is_the_least_squares_minimum():
+    points, observed, truth, _ = resection_case(0.0)
+    refined, _ = refine_pose(se3.exp([0.02, 0, 0, 0.01, 0, 0]) @ truth, points, observed, FOCAL, robust_width=1e9)
+
+    def residuals(twist):
+        local = points @ (se3.exp(twist) @ refined)[:3, :3].T + (se3.exp(twist) @ refined)[:3, 3]
+        return (FOCAL * (local[:, :2] / local[:, 2:] - observed)).ravel()
+
+    polished = least_squares(residuals, np.zeros(6), xtol=1e-14)
+    assert np.abs(polished.x).max() < 1e-5
