@@ -144,8 +144,14 @@ class Darkening:
         """Make one frame; frames can be made in any order."""
         image = self.images[index]
         rng = np.random.default_rng([self._seed, 4, index])
-        frame, snr, saturated = self.exposure.photograph(self.light(index), image.stamp_ns, rng, image.path.name)
-        return SimulatedFrame(frame, image.world_from_camera, self.depth(index), None, snr, saturated)
+        return self.exposure.photograph(
+            self.light(index),
+            image.stamp_ns,
+            rng,
+            world_from_camera=image.world_from_camera,
+            depth=self.depth(index),
+            name=image.path.name,
+        )
 
 
 def darken_sequence(folder: Path | str, snr_db: float, **options: Any) -> Darkening:

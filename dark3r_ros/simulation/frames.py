@@ -37,7 +37,7 @@ class SimulatedFrame:
     depth: (h, w) float32 metres along the optical axis at network size, infinity where nothing is seen, NaN where it
         is unknown; or None.
     odometry: wheel odometry at the stamp, or None.
-    snr_db: true SNR of this frame at network resolution, infinity without noise.
+    signal_power, noise_variance: true means over the planes at network resolution, counts squared.
     saturated: share of mosaic pixels at the white level.
 
     """
@@ -46,8 +46,21 @@ class SimulatedFrame:
     world_from_camera: NDArray[np.float64] | None
     depth: NDArray[np.float32] | None
     odometry: OdometrySample | None
-    snr_db: float
+    signal_power: float
+    noise_variance: float
     saturated: float
+
+    @property
+    def snr_db(self) -> float:
+        """True SNR of this frame at network resolution in dB, infinity without noise."""
+        return power_ratio_db(self.signal_power, self.noise_variance)
+
+
+def power_ratio_db(signal: float, noise: float) -> float:
+    """Ratio of powers in dB; infinite without noise, minus infinity without signal."""
+    if noise <= 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +87,16 @@ class Exposure:
     frame_id: str = FRAME_ID
 
     def photograph(
-        self, light: NDArray[np.float32], stamp_ns: int, rng: np.random.Generator, name: str = ''
-    ) -> tuple[Frame, float, float]:
-        """Frame, its true SNR in dB and the share of saturated pixels, of clean light (3, H, W)."""
+        self,
+        light: NDArray[np.float32],
+        stamp_ns: int,
+        rng: np.random.Generator,
+        *,
+        world_from_camera: NDArray[np.float64] | None,
+        depth: NDArray[np.float32] | None,
+        name: str = '',
+    ) -> SimulatedFrame:
+        """Photograph clean light (3, H, W)."""
         sensor, statistics = self.sensor, SignalStatistics()
         # `planes` counts two mosaic pixels per value of radiance; a full rendering has one.
         statistics.add(sensor.planes(light, self.binning * (2 if self.full else 1)))
@@ -96,8 +116,10 @@ class Exposure:
             frame_id=self.frame_id,
             name=name,
         )
-        snr = math.inf if self.clean else statistics.snr_db(sensor.noise, scale, samples)
-        return frame, snr, float((mosaic >= math.floor(white)).mean())
+        power, variance = statistics.powers(sensor.noise, scale, samples)
+        saturated = float((mosaic >= math.floor(white)).mean())
+        variance = 0.0 if self.clean else variance
+        return SimulatedFrame(frame, world_from_camera, depth, None, power, variance, saturated)
 
 
 def in_order(make: Callable[[int], T], count: int, workers: int) -> Iterator[T]:

@@ -25,6 +25,8 @@ def room_scene(
     light: str = 'both',
     size: ArrayLike = (8.0, 6.5, 2.9),
     keep_free: ArrayLike | None = None,
+    things: int = 26,
+    pictures: int = 10,
 ) -> Scene:
     """Room of `size` metres, floor at z = 0, centre at the origin, a table in the middle and things along the walls.
 
@@ -37,9 +39,9 @@ def room_scene(
     materials, solids = MaterialList(), SolidList()
     looks = _looks(rng, materials, 14)
     _table(rng, solids, looks, half)
-    for _ in range(26):
+    for _ in range(things):
         _beside_wall(rng, solids, looks, half, keep_free)
-    for _ in range(10):
+    for _ in range(pictures):
         _on_wall(rng, solids, looks, half)
     return _interior(rng, half, materials, solids, light, bank)
 

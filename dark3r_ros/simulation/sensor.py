@@ -54,11 +54,11 @@ class SignalStatistics:
         # power*a^2 = ratio*(shot*a + dark)
         return float((ratio * shot + math.sqrt((ratio * shot) ** 2 + 4.0 * power * ratio * dark)) / (2.0 * power))
 
-    def snr_db(self, noise: NoiseModel, exposure: float, samples: tuple[int, int, int]) -> float:
-        """Power SNR at a given exposure."""
+    def powers(self, noise: NoiseModel, exposure: float, samples: tuple[int, int, int]) -> tuple[float, float]:
+        """Mean signal power and mean noise variance at a given exposure, counts squared."""
         self._check()
         power, shot, dark = self._terms(noise, samples)
-        return float(10.0 * math.log10(power * exposure**2 / (shot * exposure + dark)))
+        return power * exposure**2, shot * exposure + dark
 
     def _terms(self, noise: NoiseModel, samples: tuple[int, int, int]) -> tuple[float, float, float]:
         dark = noise.planes_variance(np.zeros(3), samples)

@@ -168,9 +168,13 @@ class Simulation:
         config = self.config
         light = self.radiance(index, self.camera if config.full else self.camera.binned(2))
         rng = np.random.default_rng([config.seed, 4, index])
-        frame, snr, saturated = self.exposure.photograph(light, config.stamp_ns(index), rng)
-        depth = self.depth(index) if config.depth else None
-        return SimulatedFrame(frame, self.pose(index), depth, None, snr, saturated)
+        return self.exposure.photograph(
+            light,
+            config.stamp_ns(index),
+            rng,
+            world_from_camera=self.pose(index),
+            depth=self.depth(index) if config.depth else None,
+        )
 
     def _sequence_scale(self) -> float:
         """Counts per unit of radiance, from frames spread over the sequence at the resolution that the SNR means."""
