@@ -138,12 +138,12 @@ class Camera:
         return np.where(usable[:, None], start, plain)
 
     def _newton_step(self, rays: Array, pixels: Array) -> Array:
-        """Correction (N, 2) of normalised coordinates; OpenCV's own steps leave 0.1 px at the corners of wide lenses."""
+        """Correction (N, 2) of normalised coordinates; OpenCV's own steps leave 0.1 px in corners of wide lenses."""
         shift = 1e-6
         points = np.concatenate([rays, rays + (shift, 0.0), rays + (0.0, shift)])
         here, right, down = np.split(self.project(np.column_stack([points, np.ones(len(points))])), 3)
         jacobian = np.stack([right - here, down - here], axis=2) / shift
-        return np.linalg.solve(jacobian, (pixels - here)[:, :, None])[:, :, 0]
+        return np.asarray(np.linalg.solve(jacobian, (pixels - here)[:, :, None])[:, :, 0], dtype=np.float64)
 
     def rays(self, pixels: ArrayLike) -> Array:
         """Unit direction vectors (N, 3) in the optical frame of pixels (N, 2)."""

@@ -8,7 +8,7 @@ from dark3r_ros.geometry.camera import Camera
 MODELS = [
     ('none', ()),
     ('plumb_bob', (-0.3, 0.12, 0.001, -0.002, -0.02)),
-    ('rational_polynomial', (0.1, -0.2, 0.001, 0.002, 0.01, 0.1, 0.01, 0.002)),
+    ('rational_polynomial', (0.6, 0.1, 0.001, -0.0005, 0.005, 0.9, 0.25, 0.02)),
     ('equidistant', (0.05, 0.01, -0.003, 0.001)),
 ]
 
