@@ -5,6 +5,10 @@ from setuptools import find_packages, setup
 
 MESH = ['open3d-cpu>=0.19', 'libusb-package']
 VIEWER = ['rerun-sdk>=0.20']
+ONNX = ['onnx>=1.16', 'onnxruntime>=1.18']
+# Part of every pip installation; named for people who take only some rooms with --no-deps.
+RAW = ['rawpy>=0.21']
+BAGS = ['lz4>=4', 'rosbags>=0.10,<0.12', 'zstandard>=0.20']
 # Kinds of data files that may lie beside the modules.
 DATA = ('css', 'html', 'jinja', 'json', 'npz', 'png', 'safetensors', 'txt', 'yaml')
 DEV = [
@@ -29,7 +33,8 @@ setup(
     package_data={'dark3r_ros': ['py.typed', *(f'**/*.{suffix}' for suffix in DATA)]},
     python_requires='>=3.10',
     install_requires=[
-        'lz4>=4',
+        *BAGS,
+        *RAW,
         'matplotlib>=3.8',
         'numpy>=1.26',
         'opencv-python-headless>=4.9',
@@ -38,14 +43,11 @@ setup(
         'psutil>=5.9',
         'pycolmap>=3.11',
         'pyyaml>=6',
-        'rawpy>=0.21',
-        'rosbags>=0.10,<0.12',
         'safetensors>=0.4.3',
         'scipy>=1.11',
         'torch>=2.4',
         'tqdm>=4.60',
-        'zstandard>=0.20',
     ],
-    extras_require={'mesh': MESH, 'viewer': VIEWER, 'dev': DEV},
+    extras_require={'bags': BAGS, 'raw': RAW, 'onnx': ONNX, 'mesh': MESH, 'viewer': VIEWER, 'dev': DEV},
     entry_points={'console_scripts': ['dark3r = dark3r_ros.cli.main:main']},
 )

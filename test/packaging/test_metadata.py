@@ -24,7 +24,7 @@ DISTRIBUTIONS = {
 }
 DISTRIBUTIONS['libusb_package'] = 'libusb-package'
 # Used where installed, never required.
-OPTIONAL = {'cv_bridge', 'rosbags-image', 'tf2-ros', 'onnxruntime', 'onnx', 'tensorrt', 'gtsam', 'pyceres'}
+OPTIONAL = {'cv_bridge', 'rosbags-image', 'tf2-ros', 'tensorrt', 'gtsam', 'pyceres'}
 ROS_RUNTIME = {'rclpy', 'rcl_interfaces', 'ament_index_python', 'tf2_ros', 'cv_bridge'}
 
 
@@ -79,7 +79,9 @@ def test_every_third_party_import_is_declared_for_pip() -> None:
     keywords = setup_keywords()
     extras = keywords['extras_require']
     assert isinstance(extras, dict)
-    declared = requirement_names([*keywords['install_requires'], *extras['mesh'], *extras['viewer']])  # type: ignore[misc]
+    declared = requirement_names(
+        [*keywords['install_requires'], *(item for extra in extras.values() for item in extra)]
+    )  # type: ignore[misc]
     ros = {element.text for element in package_xml() if element.tag.endswith('depend')}
     undeclared = {
         name: path
@@ -87,6 +89,16 @@ def test_every_third_party_import_is_declared_for_pip() -> None:
         if name.lower().replace('_', '-') not in declared | OPTIONAL and name not in ros | ROS_RUNTIME
     }
     assert undeclared == {}
+
+
+def test_every_extra_that_an_error_names_exists() -> None:
+    named: dict[str, str] = {}
+    for path in sorted((ROOT / 'dark3r_ros').rglob('*.py')):
+        for extra in re.findall(r'dark3r_ros\[(\w+)\]|extra [`"](\w+)[`"]', path.read_text(encoding='utf-8')):
+            named[''.join(extra)] = str(path.relative_to(ROOT))
+    extras = setup_keywords()['extras_require']
+    assert isinstance(extras, dict)
+    assert named and {extra: path for extra, path in named.items() if extra not in extras} == {}
 
 
 def test_every_ros_import_of_the_nodes_is_in_package_xml() -> None:
@@ -111,7 +123,7 @@ def test_every_requirement_is_pinned(group: str) -> None:
     lines = (ENVIRONMENT / 'constraints.txt').read_text(encoding='utf-8').splitlines()
     pinned = requirement_names([line for line in lines if '==' in line])
     assert wanted
-    assert wanted - {'pip'} <= pinned
+    assert wanted <= pinned
 
 
 def test_the_full_install_has_what_pip_users_get() -> None:
