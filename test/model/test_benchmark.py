@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arithmetic of the benchmark, counted by hand for one small network."""
 
-import pytest
 import torch
 
 from dark3r_ros.model.backend import TorchBackend
@@ -24,18 +23,17 @@ def test_flops_equal_those_counted_by_hand():
     assert count_flops(TINY, 64, 48) == (encode, pair)
 
 
-def test_measured_times_are_not_below_the_limit_and_scale_with_the_rate():
+def test_measured_times_are_not_below_the_limit():
     torch.manual_seed(0)
     backend = TorchBackend(initialise(TwoViewNetwork(TINY), 0), device='cpu')
     rate = matmul_rate(torch.device('cpu'), 'fp32', side=256)
-    row = measure('tiny', (64, 48), backend, rate, repeats=2)
-    assert row.encode_ms > row.encode_limit_ms > 0
-    assert row.pair_ms > row.pair_limit_ms > 0
-    assert measure('tiny', (64, 48), backend, rate / 2, 1).pair_limit_ms == pytest.approx(2 * row.pair_limit_ms)
+    row = measure('tiny', (64, 48), backend, repeats=2)
+    assert row.encode_ms > row.encode_flops / rate * 1e3 > 0
+    assert row.pair_ms > row.pair_flops / rate * 1e3 > 0
 
 
 def test_table_and_command(capsys):
-    text = table([Timing('x', 2_300_000, (320, 240), 12.34, 1.0, 56.78, 2.0)])
+    text = table([Timing('x', 2_300_000, (320, 240), 12.34, 10**9, 56.78, 2 * 10**9)], rate=1e12)
     assert text.splitlines()[2] == '| x | 2.3 M | 320x240 | 12.3 | 1.0 | 56.8 | 2.0 |'
     assert main(['mini-2m', '--device', 'cpu', '--repeats', '1']) == 0
     out = capsys.readouterr().out

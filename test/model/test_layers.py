@@ -99,3 +99,14 @@ def test_cross_attention_equals_plain_loop_for_grids_of_different_shape():
     tables, other_tables = rope_tables(*grid, 8, 100.0), rope_tables(*other, 8, 100.0)
     got = layer(torch.from_numpy(x)[None], torch.from_numpy(memory)[None], tables, other_tables)
     np.testing.assert_allclose(got[0].detach().numpy(), expected, atol=1e-6)
+
+
+def test_golden_positions(shared_root):
+    """Token positions of the published model, read back from the angles of the tables (frequency 1 is the first)."""
+    for case in ('landscape', 'odd'):
+        arrays = np.load(shared_root / 'reference' / 'mast3r_small' / f'{case}.npz')
+        height, width = (n // 16 for n in arrays['img1'].shape[2:])
+        cosine, sine = rope_tables(height, width, 8, 100.0)
+        position = torch.atan2(sine, cosine)[:, :, 0].numpy() % (2 * np.pi)
+        np.testing.assert_allclose(position, arrays['pos_1'][0], atol=1e-6)
+        np.testing.assert_array_equal(arrays['pos_1'], arrays['pos_2'])
