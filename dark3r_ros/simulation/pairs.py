@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random pairs of overlapping images with exact truth, many at a time: what networks are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dark3r_ros.errors import ConfigError
+from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.simulation.build import LIGHTS, make_light
+from dark3r_ros.simulation.correspond import Flow, true_flow
+from dark3r_ros.simulation.interiors import INTERIOR_TEXTURES, room_scene
+from dark3r_ros.simulation.paths import look_along
+from dark3r_ros.simulation.render import Rendering, render
+from dark3r_ros.simulation.scene import Light, Scene, stack
+from dark3r_ros.simulation.texture import make_bank
+from dark3r_ros.simulation.tunnel import TUNNEL_TEXTURES, tunnel_scene, tunnel_shape
+from dark3r_ros.simulation.views import Views, views_of
+
+Array = NDArray[np.float64]
+PoseSampler = Callable[[np.random.Generator, int], Array]
+
+PAIR_SCENES = ('room', 'tunnel')
+
+
+@dataclass(frozen=True, eq=False)
+class PairBatch:
+    """B pairs of images a and b.
+
+    Attributes
+    ----------
+    a, b: radiance (B, 3, H, W), depth (B, H, W), normals.
+    views_a, views_b: their poses and intrinsics.
+    flow: true correspondence from a to b.
+
+    """
+
+    a: Rendering
+    b: Rendering
+    views_a: Views
+    views_b: Views
+    flow: Flow
+
+    @property
+    def overlap(self) -> Tensor:
+        """Share (B,) of the pixels of a that b sees as well."""
+        return self.flow.visible.to(torch.float32).mean(dim=(1, 2))
+
+
+class PairSource:
+    """Random pairs out of `scenes` random scenes of one kind that share their textures.
+
+    Parameters
+    ----------
+    kind: `room` or `tunnel`. scenes: how many different ones. seed: of scenes and pairs.
+    camera: of both images. device: where images are made; the random choices are made on the CPU and do not depend
+        on it.
+
+    """
+
+    def __init__(
+        self, kind: str, scenes: int, camera: Camera, *, seed: int = 0, device: torch.device | str = 'cpu'
+    ) -> None:
+        if kind not in PAIR_SCENES:
+            raise ConfigError(f'unknown scene {kind!r} for pairs; known: {", ".join(PAIR_SCENES)}')
+        if scenes < 1:
+            raise ConfigError('pairs need at least one scene')
+        self._rng = np.random.default_rng([seed, 31])
+        self.camera = camera
+        self.device = torch.device(device)
+        made, self._pose = _rooms(scenes, seed) if kind == 'room' else _tunnels(scenes, seed)
+        lights = [_random_light(self._rng) for _ in made]
+        self.scene = stack([replace(s, light=light) for s, light in zip(made, lights, strict=True)]).to(self.device)
+
+    def sample(self, count: int) -> PairBatch:
+        """Make `count` pairs."""
+        which = self._rng.integers(len(self.scene), size=count)
+        first = np.stack([self._pose(self._rng, int(scene)) for scene in which])
+        second = np.stack([_second(self._rng, pose) for pose in first])
+        views = views_of(self.camera, np.concatenate([first, second]), np.tile(which, 2), self.device)
+        images = render(self.scene, views)
+        a = Rendering(images.radiance[:count], images.depth[:count], images.normal[:count])
+        b = Rendering(images.radiance[count:], images.depth[count:], images.normal[count:])
+        views_a, views_b = views[:count], views[count:]
+        return PairBatch(a, b, views_a, views_b, true_flow(a.depth, views_a, b.depth, views_b))
+
+
+def _random_light(rng: np.random.Generator) -> Light:
+    return make_light(
+        str(rng.choice(LIGHTS)),
+        lamp=float(rng.uniform(5.0, 15.0)),
+        position=rng.uniform(-0.25, 0.25, 3) * (1.0, 1.0, 0.3),
+        aim=(float(rng.normal(0.0, 0.1)), float(rng.normal(0.0, 0.1)), 1.0),
+        beam_deg=float(rng.uniform(20.0, 50.0)),
+        vignetting=float(rng.uniform(0.0, 4.0)),
+    )
+
+
+def _second(rng: np.random.Generator, pose: Array) -> Array:
+    """Pose within 0.05 to 0.5 m of the first, turned by a few degrees."""
+    result = pose.copy()
+    step = rng.normal(size=3) * (1.0, 0.5, 1.0)
+    result[:3, 3] += pose[:3, :3] @ (step / np.linalg.norm(step) * rng.uniform(0.05, 0.5))
+    turn = np.radians(8.0) * rng.normal(size=3) * (0.6, 1.0, 0.6)
+    angle = float(np.linalg.norm(turn))
+    k = np.array([[0.0, -turn[2], turn[1]], [turn[2], 0.0, -turn[0]], [-turn[1], turn[0], 0.0]]) / max(angle, 1e-12)
+    result[:3, :3] = pose[:3, :3] @ (np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * k @ k)
+    return result
+
+
+def _rooms(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler]:
+    bank = make_bank(INTERIOR_TEXTURES * 3, seed)
+    rng = np.random.default_rng([seed, 32])
+    sizes = rng.uniform((4.5, 4.0, 2.4), (9.0, 8.0, 3.4), (count, 3))
+    made = [
+        room_scene(seed * 7919 + k, bank=bank, size=sizes[k], things=9, pictures=4) for k in range(count)
+    ]
+
+    def pose(rng: np.random.Generator, scene: int) -> Array:
+        half = 0.5 * sizes[scene] - (1.3, 1.3, 0.0)
+        angle = rng.uniform(0.0, 2.0 * np.pi)
+        # On a ring between the table in the middle and the things along the walls.
+        reach = rng.uniform(0.95, 1.05) * np.maximum(half[:2], 1.05)
+        eye = np.array([reach[0] * np.cos(angle), reach[1] * np.sin(angle), rng.uniform(1.0, 1.8)])
+        target = rng.uniform(-1.0, 1.0, 3) * 0.8 * sizes[scene] / 2 + (0.0, 0.0, 0.45 * sizes[scene][2])
+        return _looking(rng, eye, target)
+
+    return made, pose
+
+
+def _tunnels(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler]:
+    bank = make_bank(TUNNEL_TEXTURES, seed)
+    # One length of lap for all, so that their tables stack.
+    shapes = [replace(tunnel_shape(seed * 7919 + k, 60.0), width=1.65, height=1.5) for k in range(count)]
+    made = [tunnel_scene(seed * 7919 + k, shape, bank=bank, texel=0.04) for k, shape in enumerate(shapes)]
+
+    def pose(rng: np.random.Generator, scene: int) -> Array:
+        arc = np.array([rng.uniform(0.0, shapes[scene].length)])
+        axes, origin = shapes[scene].frame(arc)[0], shapes[scene].axis(arc)[0]
+        eye = origin + axes @ (rng.uniform(-0.35, 0.35), 0.0, rng.uniform(-0.4, 0.3))
+        forward = rng.choice([-1.0, 1.0]) * axes[:, 1]
+        return _looking(rng, eye, eye + forward + 0.35 * rng.normal(size=3) * (1.0, 1.0, 0.5))
+
+    return made, pose
+
+
+def _looking(rng: np.random.Generator, eye: Array, target: Array) -> Array:
+    roll = rng.normal(0.0, np.radians(4.0))
+    cos, sin = np.cos(roll), np.sin(roll)
+    pose = np.eye(4)
+    pose[:3, :3] = look_along(target - eye)[0] @ np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    pose[:3, 3] = eye
+    return pose
