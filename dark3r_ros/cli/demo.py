@@ -22,7 +22,7 @@ from typing import Any
 
 from dark3r_ros.cli.common import parse_size, print_json, progress
 from dark3r_ros.cli.processes import Child, ChildError, Children
-from dark3r_ros.errors import ConfigError, DataError, DependencyError
+from dark3r_ros.errors import ConfigError, DependencyError
 from dark3r_ros.evaluation.evaluate import Evaluation, evaluate_result, write_evaluation
 from dark3r_ros.storage.bag import BagReader
 from dark3r_ros.storage.files import check_target, output_error
@@ -90,22 +90,13 @@ def simulate_tunnel(args: argparse.Namespace, bag: Path) -> Path:
     command = [
         sys.executable, '-m', 'dark3r_ros.cli.main', 'simulate', 'tunnel', '-o', str(bag), '--overwrite',
         '--snr', str(args.snr), '--seconds', str(args.seconds), '--rate', str(args.rate), '--seed', str(args.seed),
-        '--size', f'{width}x{height}', '--preset', NOISE,
+        '--size', f'{width}x{height}', '--preset', NOISE, '--odometry', '--no-depth',
     ]  # fmt: skip
     # A process of its own gives its memory back before the nodes start.
     status = subprocess.run(command, check=False).returncode
     if status:
         raise ChildError(f'the simulation ended with status {status}: see the line above')
-    return truth_of(bag)
-
-
-def truth_of(bag: Path) -> Path:
-    """File with the true poses that `dark3r simulate` left beside or in the bag."""
-    candidates = [bag.with_name(f'{bag.name}.tum'), *sorted(bag.glob('*.tum')), *sorted(bag.parent.glob('*truth*.tum'))]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        raise DataError(f'no truth is found beside {bag}: name it by --truth')
-    return found
+    return bag / 'truth.tum'
 
 
 def levels_of(bag: Path) -> dict[str, Any]:
@@ -168,7 +159,8 @@ def run_graph(bag: Path, output: Path, noise: str) -> float:
             'recorder', node_command('recorder', {'output': output.absolute(), 'overwrite': True, 'idle': 4.0})
         )
         replay = children.start(
-            'replay', node_command('replay', {'bag': bag.absolute(), 'lockstep': _LOCKSTEP, 'progress': 0.5})
+            'replay',
+            node_command('replay', {'bag': bag.absolute(), 'lockstep': _LOCKSTEP, 'progress': 0.5, 'odom_tf': True}),
         )
         bar = PlayedFrames(replay, total)
         children.wait_for(replay, _START_SECONDS + 10.0 * length_s + 2.0 * total, each=bar)
@@ -181,8 +173,8 @@ def run_graph(bag: Path, output: Path, noise: str) -> float:
 
 def score(output: Path, truth: Path, bag: Path, noise: str) -> Evaluation:
     """Score the result folder and write evaluation.json, report.html and its pictures."""
-    from dark3r_ros.cli.samples import sample_pictures
     from dark3r_ros.evaluation.report import write_report
+    from dark3r_ros.evaluation.samples import SampleCollector
     from dark3r_ros.matching.registry import make_predictor
     from dark3r_ros.raw.noise import resolve_noise
     from dark3r_ros.storage.source import open_source
@@ -191,11 +183,19 @@ def score(output: Path, truth: Path, bag: Path, noise: str) -> Evaluation:
     write_evaluation(output, evaluation, truth)
     saved = read_result(output)
     predictor = make_predictor(noise=resolve_noise(noise) if noise else None)
-    samples = sample_pictures(open_source(bag), saved.reconstruction, predictor)
+    source = open_source(bag)
+    samples = SampleCollector(len(source))
+    for frame in source:
+        samples.offer(frame)
     alignment, true = evaluation.trajectory.alignment, evaluation.truth.trajectory
     aligned = None if alignment is None else Trajectory(true.stamps_ns, alignment.apply_inverse(true.world_from_camera))
     write_report(
-        output, saved.reconstruction, saved.report, samples=samples, truth=aligned, truth_aligned=aligned is not None
+        output,
+        saved.reconstruction,
+        saved.report,
+        samples=samples.pictures(predictor),
+        truth=aligned,
+        truth_aligned=aligned is not None,
     )
     return evaluation
 
@@ -214,11 +214,10 @@ def closing_rows(report: dict[str, Any], evaluation: Evaluation) -> list[tuple[s
         ate = f'{scores.ate_relative:.2%} of the extent ({scores.ate.rmse:.4g}{unit} in {scores.extent:.4g}{unit})'
     milliseconds = ['unknown' if latency[key] is None else f'{1e3 * latency[key]:.0f} ms' for key in ('median', 'p95')]
     snr = report['snr_db']
-    rate = (report['topics'].get('camera_info') or {}).get('rate_hz')
     return [
         ('posed frames', f'{evaluation.posed} of {evaluation.true_frames} ({evaluation.posed_share:.1%})'),
         ('ATE after Sim(3)', ate),
-        ('rate', f'{_figure(rate, "{:.1f}")} frames/s, {counts.get("dropped", 0)} dropped'),
+        ('rate', f'{_figure(report["rate_hz"], "{:.1f}")} frames/s, {counts.get("dropped", 0)} dropped'),
         ('latency, image to pose', f'{milliseconds[0]} median, {milliseconds[1]} 95th percentile'),
         ('SNR', f'{_figure(snr["median"], "{:+.1f} dB")} median of the frames, estimated'),
         ('map', f'{report["keyframes"]} keyframes, {report["cloud_points"]} points'),

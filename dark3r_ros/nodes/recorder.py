@@ -137,9 +137,8 @@ class Recorder(Node):
         """Write the folder; a report of nothing is an error."""
         if not self.recording.frames_received:
             raise DataError(f'nothing was recorded: {self.config.node} reported no frame')
-        report = {**self.recording.report(), 'wall_s': time.monotonic() - self._started}
         result = self.recording.reconstruction()
-        write_result(self.folder, result, report, overwrite=self.config.overwrite)
+        write_result(self.folder, result, self.recording.report(), overwrite=self.config.overwrite)
         write_tum(self.folder / 'online.tum', self.recording.online())
         posed = sum(frame.world_from_camera is not None for frame in result.frames)
         self.get_logger().info(

@@ -42,10 +42,15 @@ class Arrivals:
         self._first = now if self.count == 1 else self._first
         self._last = now
 
+    @property
+    def span(self) -> float:
+        """Seconds from the first to the last."""
+        return self._last - self._first
+
     def summary(self) -> dict[str, Any]:
         """Count and mean rate."""
-        span = self._last - self._first
-        return {'count': self.count, 'rate_hz': (self.count - 1) / span if self.count > 1 and span > 0 else None}
+        usable = self.count > 1 and self.span > 0
+        return {'count': self.count, 'rate_hz': (self.count - 1) / self.span if usable else None}
 
 
 class Recording:
@@ -61,6 +66,7 @@ class Recording:
         self._path: dict[int, Float64Array] = {}
         self._keyframes: dict[int, tuple[int, float]] = {}
         self._statuses: dict[int, Any] = {}
+        self._processed = Arrivals()
         self._last_status: Any = None
         self._base_from_camera: Float64Array | None = None
         self._camera: Camera | None = None
@@ -140,6 +146,7 @@ class Recording:
         new = stamp_ns > 0 and stamp_ns not in self._statuses
         if new:
             self._statuses[stamp_ns] = message
+            self._processed.add(self._clock())
         return new or self.busy or was_busy
 
     # ------------------------------------------------------------------ results
@@ -205,6 +212,8 @@ class Recording:
         report: dict[str, Any] = {
             'source': 'ros',
             'trajectory_source': self.refined()[1],
+            'wall_s': self._processed.span if self._processed.count else None,
+            'rate_hz': self._processed.summary()['rate_hz'],
             'latency_s': _quantiles(latencies),
             'topics': {name: arrivals.summary() for name, arrivals in sorted(self.arrivals.items())},
             'transforms': {f'{parent} -> {child}': count for (parent, child), count in sorted(self._edges.items())},

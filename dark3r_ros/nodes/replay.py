@@ -217,7 +217,7 @@ class Replay(Node):
             self._send(self._next, now)
             self._next = next(self._items, None)
             now = time.monotonic()
-        if now - self._told > self.config.progress:
+        if self._done_at is None and now - self._told > self.config.progress:
             self._told = now
             self.get_logger().info(f'{self.frames} frames played')
         if self._next is None and self._done_at is None and not len(self._lockstep):

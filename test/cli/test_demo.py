@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dark3r_ros.cli import demo
+from dark3r_ros.cli.main import main
+from dark3r_ros.errors import DependencyError
+
+
+def ros_is_there() -> bool:
+    try:
+        demo.check_environment()
+    except DependencyError:
+        return False
+    return True
+
+
+needs_ros = pytest.mark.skipif(
+    not ros_is_there(), reason='rclpy or the interfaces are missing: source environment/activate.sh'
+)
+
+
+def test_without_ros_one_line_says_what_to_do(monkeypatch, capsys, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name == 'rclpy' else find(name, *rest))
+    assert main(['demo', '-o', str(tmp_path / 'out')]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and 'environment/activate.sh' in lines[0]
+
+
+@needs_ros
+def test_mistakes_are_found_before_the_work(tmp_path, capsys):
+    assert main(['demo', '--bag', str(tmp_path)]) == 2
+    assert '--truth' in capsys.readouterr().err
+    precious = tmp_path / 'precious'
+    precious.mkdir()
+    (precious / 'thesis.txt').write_text('x')
+    assert main(['demo', '-o', str(precious)]) == 2
+    assert 'not replaced' in capsys.readouterr().err
+    assert (precious / 'thesis.txt').read_text() == 'x'
+
+
+@pytest.mark.slow
+@needs_ros
+def test_a_short_drive_goes_all_the_way(tmp_path):
+    output = tmp_path / 'demo'
+    command = [
+        sys.executable, '-m', 'dark3r_ros.cli.main', 'demo', '-o', str(output), '--seconds', '2', '--rate', '6',
+        '--size', '640x480', '--snr', '20', '--json',
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'}
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout[done.stdout.index('{') :])
+    assert figures['posed_share'] == 1.0 and figures['ate_relative'] < 0.02
+    present = {path.name for path in output.iterdir()}
+    assert present >= {
+        'trajectory.tum', 'online.tum', 'keyframes.tum', 'cloud.ply', 'cameras.json', 'colmap', 'transforms.json',
+        'report.json', 'report.html', 'evaluation.json', 'report',
+    }  # fmt: skip
+    report = json.loads((output / 'report.json').read_text())
+    assert report['source'] == 'ros' and report['counts']['dropped'] == 0
+    # The wheels own odom -> base_link, so the node gives map -> odom and nothing else.
+    assert set(report['transforms']) == {'map -> odom', 'odom -> base_link'}
+    assert {path.name for path in (output / 'report').iterdir()} >= {'trajectory.png', 'samples.png', 'cloud.png'}
