@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.types import Float32Array, Float64Array, Planes
@@ -85,3 +87,30 @@ def _apply(values: Float32Array, offset: Float64Array, scale: float) -> Normalis
     # The difference of large numbers is taken in float64; only the result is rounded.
     result = (values.astype(np.float64) - offset[:, None, None]) / scale
     return NormalisedImage(result.astype(np.float32), offset, scale)
+
+
+def normalise_batch(values: Tensor, white_level: float, mode: str = 'signed') -> Tensor:
+    """`normalise` for training: planes (B, 3, h, w) float32 in counts, on any device -> network input of that shape.
+
+    Each image has its own affine map. Not differentiable in its statistics, which are constants of an image.
+    """
+    if mode == 'paper':
+        return ((values.double() - white_level / 2) / (white_level / 2)).float()
+    if mode != 'signed':
+        raise ConfigError(f'unknown normalisation {mode!r}; known: {", ".join(MODES)}')
+    counts = values.detach().double()
+    centred = counts - counts.mean(dim=(2, 3), keepdim=True)
+    ordered = centred.flatten(1).sort(dim=1).values
+    low, high = (_interpolated(ordered, quantile) for quantile in _QUANTILES)
+    scale = (high - low) / 2
+    scale = torch.where(scale > 0, scale, centred.flatten(1).std(dim=1, correction=0))
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (centred / scale[:, None, None, None]).float()
+
+
+def _interpolated(ordered: Tensor, quantile: float) -> Tensor:
+    """Quantile (B,) of sorted values (B, n), linear between neighbours, as NumPy has it."""
+    place = quantile * (ordered.shape[1] - 1)
+    below = int(place)
+    above = min(below + 1, ordered.shape[1] - 1)
+    return torch.lerp(ordered[:, below], ordered[:, above], place - below)

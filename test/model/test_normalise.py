@@ -3,11 +3,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dark3r_ros.errors import ConfigError, DataError
-from dark3r_ros.model.normalise import MODES, normalise
+from dark3r_ros.model.normalise import MODES, normalise, normalise_batch
 from dark3r_ros.types import Planes
 
 
@@ -118,3 +119,15 @@ def test_bad_frames_are_refused_in_one_line():
         normalise(planes_of(values[:1]))
     with pytest.raises(ConfigError, match='signed, paper'):
         normalise(planes_of(dark_scene(0)[1]), 'imagenet')
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_training_sees_what_inference_sees(mode):
+    scenes = [dark_scene(seed, signal=signal)[1] for seed, signal in ((1, 0.5), (2, 300.0))]
+    sparse = np.full_like(scenes[0], 512)
+    sparse[1, 2, 3] = 600
+    scenes += [np.full_like(scenes[0], 700), sparse]
+    batch = normalise_batch(torch.from_numpy(np.stack(scenes)), 16383.0, mode)
+    assert batch.dtype == torch.float32
+    for got, values in zip(batch.numpy(), scenes, strict=True):
+        np.testing.assert_allclose(got, normalise(planes_of(values), mode).values, rtol=1e-6, atol=1e-6)
