@@ -50,8 +50,8 @@ class MappingConfig(Config):
     )
     neighbours: int = setting(5, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
     lost_after: int = setting(5, 'Frames in a row without a pose after which the state is lost.', minimum=1)
-    young_keyframes: int = setting(
-        6, 'A map that gets lost with no more keyframes than these is given up and started again.', minimum=0
+    young_frames: int = setting(
+        10, 'A map that gets lost before so many frames were posed is given up and started again.', minimum=0
     )
     relocalise_keyframes: int = setting(
         64, 'Keyframes whose features are kept so that a lost camera can find its place.', minimum=4, maximum=10000

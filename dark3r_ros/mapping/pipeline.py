@@ -231,12 +231,12 @@ class MappingPipeline:
         if self._config.retry_frames:
             self._retry.append(view)
         events: list[Event] = [FrameUnposed(view.stamp_ns, view.frame_id, result.reason)]
-        if self._failures >= self._config.lost_after and len(self._map.keyframes) <= self._config.young_keyframes:
+        if self._failures >= self._config.lost_after and self._log.posed <= self._config.young_frames:
             return events + self._give_up(view)
         return events + self._enter(view.stamp_ns, self._state_without_pose(), result.reason)
 
     def _remember_young(self, view: View) -> None:
-        if len(self._map.keyframes) > self._config.young_keyframes:
+        if self._log.posed > self._config.young_frames:
             self._young = []
         elif len(self._young) < self._config.retry_frames:
             self._young.append(view)
