@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile
 
 from dark3r_ros.errors import DataError
 from dark3r_ros.nodes import convert, explain, interface, qos
@@ -49,6 +49,7 @@ class Inputs:
         self._counts = {interface.IMAGE: 0, interface.CAMERA_INFO: 0}
         profile = qos.image(config.image_reliability, config.image_depth)
         self._profile = profile
+        self._latched: Any = None
         self._subscriptions = [
             self._subscribe(interface.IMAGE, self._on_image, profile),
             self._subscribe(interface.CAMERA_INFO, self._on_camera_info, profile),
@@ -117,6 +118,9 @@ class Inputs:
 
     def _on_camera_info(self, message: Any) -> None:
         self._counts[interface.CAMERA_INFO] += 1
+        self._on_latched_camera_info(message)
+
+    def _on_latched_camera_info(self, message: Any) -> None:
         sentence = self._cameras.update(message)
         if sentence:
             self._node.warn(sentence)
@@ -142,6 +146,23 @@ class Inputs:
             self._buffer.insert(odom, base, convert.stamp_to_ns(message.header.stamp), pose)
 
     # ------------------------------------------------------------------ time
+
+    def look_for_latched_calibration(self) -> None:
+        """Hear a camera_info that was published once, latched, before this node came up.
+
+        The second subscription is made only where a publisher latches: every other camera driver would warn about it.
+        """
+        if len(self._cameras) or self._latched is not None:
+            return
+        offers = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(interface.CAMERA_INFO.name))
+        if any(info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for info in offers):
+            self._latched = self._node.create_subscription(
+                interface.load(interface.CAMERA_INFO.type),
+                interface.CAMERA_INFO.name,
+                self._on_latched_camera_info,
+                qos.latched(1),
+            )
+            self._subscriptions.append(self._latched)
 
     def release_held(self, now: float, force: bool = False) -> None:
         """Hand on the first images, which waited for a camera_info, when it came or the wait is over."""

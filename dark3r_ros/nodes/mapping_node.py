@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -255,6 +256,7 @@ class MappingNode(LifecycleNode):
         """Once a second: status, diagnostics, and why there are no images."""
         silence: list[str] = []
         if self.inputs is not None:
+            self.inputs.look_for_latched_calibration()
             silence = self.inputs.explain_silence(time.monotonic(), self.health.problem)
             self.health.note = self.inputs.note
             if silence:
@@ -296,6 +298,7 @@ class MappingNode(LifecycleNode):
         """Forget what outputs and inputs remember of a map that was reset."""
         self.health.pipeline, self.health.problem = UNSTARTED, ''
         if self.outputs is not None:
+            self.outputs.withdraw()
             self.outputs.reset()
         if self.inputs is not None:
             self.inputs.stamps.reset()
@@ -309,7 +312,8 @@ class MappingNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         """Stop the worker, which would trigger what is destroyed here."""
-        self._deactivate()
+        with suppress(ConfigError):
+            self._deactivate()
         super().destroy_node()
 
     @property

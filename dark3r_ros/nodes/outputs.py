@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 
@@ -30,6 +31,7 @@ from dark3r_ros.nodes.node_config import NodeConfig
 from dark3r_ros.nodes.path import PathKeeper
 from dark3r_ros.nodes.transforms import TransformBuffer, TransformError
 from dark3r_ros.nodes.voxels import voxelise
+from dark3r_ros.storage.result import empty_cloud
 from dark3r_ros.types import Float64Array, PointCloud, Reconstruction
 
 # A message that took long to build is not published more often than this many times its own cost.
@@ -97,6 +99,13 @@ class Outputs:
         self._path.clear()
         self.map_changed = False
         self.newest_ns = 0
+
+    def withdraw(self) -> None:
+        """Replace the latched path and map of a forgotten map by empty ones."""
+        self._publish(interface.PATH, convert.path_message([], self.newest_ns, self.config.map_frame))
+        self._publish(
+            interface.MAP, convert.cloud_message(empty_cloud(), np.eye(4), self.newest_ns, self.config.map_frame)
+        )
 
     def destroy(self) -> None:
         """Remove the publishers."""

@@ -13,7 +13,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import TransformStamped
 from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import Odometry, Path
-from sensor_msgs.msg import PointCloud2
+from sensor_msgs.msg import CameraInfo, PointCloud2
 from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 
@@ -275,11 +275,14 @@ def test_a_configuration_that_fails_leaves_the_node_unconfigured(make_node):
 
 def test_reset_forgets_the_map_and_accepts_older_stamps(graph, make_node, camera, pipeline):
     odometry = graph.listen(Odometry, '/dark3r_mapping/odometry')
-    node = make_node()
+    paths = graph.listen(Path, '/dark3r_mapping/path', qos.latched())
+    node = make_node(path_period=0.1)
     drive(graph, camera, node, 3, first=0)
+    graph.until(lambda: paths and paths[-1].poses)
     resets = pipeline.resets
     answer = graph.call(Trigger, '/dark3r_mapping/reset', Trigger.Request())
     assert answer.success and pipeline.resets == resets + 1
+    graph.until(lambda: not paths[-1].poses, why='the latched path of the forgotten map is still there')
     drive(graph, camera, node, 2, first=0)
     graph.until(lambda: len(odometry) == 5)
     assert not any('back' in line for line in node.lines)
@@ -421,6 +424,18 @@ def test_first_images_wait_for_a_late_calibration(graph, make_node, camera, pipe
     camera.infos.publish(camera.info())
     graph.until(lambda: len(pipeline.frames) == 3)
     assert all(frame.camera is not None and frame.camera.fx == 50.0 for frame in pipeline.frames)
+
+
+def test_a_calibration_that_was_latched_before_is_heard(graph, make_node, camera, pipeline):
+    once = graph.helper.create_publisher(CameraInfo, 'camera_info', qos.latched())
+    graph.helper.destroy_publisher(camera.infos)
+    once.publish(camera.info())
+    node = make_node(calibration_wait=5.0)
+    graph.until(lambda: camera.images.get_subscription_count() > 0)
+    camera.images.publish(camera.image(stamp(0)))
+    graph.until(lambda: pipeline.frames)
+    assert pipeline.frames[0].camera.fx == 50.0
+    assert not any('match' in line for line in node.lines)
 
 
 def test_no_camera_info_is_a_status_and_costs_nothing_else(graph, make_node, camera, pipeline):
