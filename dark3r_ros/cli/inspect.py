@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.cli.common import add_decode_arguments, decode_options, print_json, progress
+from dark3r_ros.cli.inspect_pair import inspect_pair, pair_line
 from dark3r_ros.errors import Dark3rError, DataError
 from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.noise import NoiseModel, resolve_noise
 from dark3r_ros.storage.bag_reader import BagReader, is_bag
 from dark3r_ros.storage.bag_source import BagSource
@@ -45,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--camera', type=Path, metavar='FILE', help='cameras.json with the intrinsics')
     parser.add_argument('--noise', default='', metavar='NAME|FILE', help='noise model (default: estimated)')
     parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.add_argument(
+        '--pair', type=int, nargs=2, metavar=('A', 'B'), help='match frames number A and B and draw that instead'
+    )
+    parser.add_argument(
+        '--predictor', default='classical', metavar='NAME|FILE', help='matcher of --pair (default: %(default)s)'
+    )
     add_decode_arguments(parser)
 
 
@@ -224,8 +232,29 @@ def _print_list(title: str, texts: list[str]) -> None:
         print('\n'.join([f'{title}:', *(f'  - {text}' for text in texts)]))
 
 
+def _run_pair(args: argparse.Namespace) -> int:
+    source = open_source(
+        args.input,
+        image_topic=args.image_topic,
+        info_topic=args.info_topic,
+        decode=decode_options(args),
+        camera=_camera(args),
+    )
+    predictor = make_predictor(args.predictor, noise=resolve_noise(args.noise) if args.noise else None)
+    first, second = args.pair
+    output = args.output or Path(f'{args.input.resolve().stem}_pair_{first}_{second}.png')
+    figures = inspect_pair(source, (first, second), predictor, output)
+    if args.json:
+        print_json(figures)
+    else:
+        print(pair_line(figures))
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command; topics are shown even where no image can be used."""
+    if args.pair:
+        return _run_pair(args)
     report: dict[str, Any] = {'input': str(args.input)}
     items: list[FrameStatistics] = []
     failure: Dark3rError | None = None
