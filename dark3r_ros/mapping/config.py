@@ -18,6 +18,7 @@ class MappingConfig(Config):
     network_width: int = setting(320, 'Width that the automatic binning aims at.', unit='px', minimum=64, maximum=4096)
     min_matches: int = setting(20, 'Fewest matches that are worth a pose estimate.', minimum=8)
     min_inliers: int = setting(15, 'Fewest correspondences that must agree with a pose.', minimum=6)
+    firm_inliers: int = setting(150, 'Inliers above which a frame is matched with the newest keyframe only.', minimum=0)
     min_inlier_share: float = setting(
         0.25, 'Smallest share of the matches that must agree with a pose.', minimum=0.0, maximum=1.0
     )

@@ -302,7 +302,8 @@ class MappingPipeline:
         keyframes = self._map.keyframes
         newest = keyframes[-1]
         if not wide:
-            return [newest, *keyframes[-2:-1]]
+            # While the newest keyframe alone holds the pose firmly, a second one adds cost and little else.
+            return [newest] if self._newest[0] >= self._config.firm_inliers else [newest, *keyframes[-2:-1]]
         seen = newest.table.landmark
         around = self._map.covisible(seen[seen >= 0], keyframes[-20:-1])[:3]
         references = [newest, *around]

@@ -26,7 +26,7 @@ from dark3r_ros.types import Correspondences, Planes
 class ClassicalConfig(Config):
     """Settings of the classical matcher."""
 
-    max_keypoints: int = setting(1200, 'Keypoints kept per frame, spread over the picture.', minimum=50, maximum=20000)
+    max_keypoints: int = setting(1000, 'Keypoints kept per frame, spread over the picture.', minimum=50, maximum=20000)
     contrast_threshold: float = setting(
         0.005, "SIFT's threshold on the stabilised picture stretched to unit range.", minimum=0.0, maximum=1.0
     )
@@ -102,7 +102,8 @@ class ClassicalPredictor:
     def __init__(self, config: ClassicalConfig | None = None, noise: NoiseModel | None = None) -> None:
         self._config = config or ClassicalConfig()
         self._noise = noise
-        self._sift = cv2.SIFT.create(0, 3, self._config.contrast_threshold, 10.0, 1.6)
+        # More keypoints than are kept, so that there is a choice when they are spread; describing them costs most.
+        self._sift = cv2.SIFT.create(2 * self._config.max_keypoints, 3, self._config.contrast_threshold, 10.0, 1.6)
 
     @property
     def fingerprint(self) -> str:
@@ -135,12 +136,17 @@ class ClassicalPredictor:
             nothing = np.zeros(0, dtype=np.int64)
             return Correspondences(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), nothing, nothing)
         left, right = a.descriptors.astype(np.float32), b.descriptors.astype(np.float32)
-        squared = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] - 2.0 * (left @ right.T)
-        best = squared.argmin(axis=1)
+        # Quantised descriptors have almost the same length, so the largest product is the smallest distance.
+        product = left @ right.T
         rows = np.arange(len(left))
-        two_smallest = np.partition(squared, 1, axis=1)[:, :2]
-        ratio = np.sqrt(np.maximum(two_smallest[:, 0], 0.0) / np.maximum(two_smallest[:, 1], 1e-9))
-        kept = (squared.argmin(axis=0)[best] == rows) & (ratio < self._config.ratio)
+        best, mutual = product.argmax(axis=1), product.argmax(axis=0)
+        closest = product[rows, best]
+        product[rows, best] = -np.inf
+        length_a, length_b = (left**2).sum(axis=1), (right**2).sum(axis=1)
+        nearest = np.maximum(length_a + length_b[best] - 2.0 * closest, 0.0)
+        following = np.maximum(length_a + float(length_b.mean()) - 2.0 * product.max(axis=1), 1e-9)
+        ratio = np.sqrt(nearest / following)
+        kept = (mutual[best] == rows) & (ratio < self._config.ratio)
         index_a, index_b = rows[kept], best[kept]
         return Correspondences(
             a.keypoints[index_a].astype(np.float64),
