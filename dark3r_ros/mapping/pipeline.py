@@ -25,8 +25,6 @@ from dark3r_ros.mapping.events import (
     FramePosed,
     FrameUnposed,
     KeyframeAdded,
-    KeyframesMoved,
-    KeyframeState,
     MapDiscarded,
     PipelineStatus,
     StateChanged,
@@ -35,6 +33,7 @@ from dark3r_ros.mapping.initialise import Initialiser, InitialPair
 from dark3r_ros.mapping.intake import Intake, RefusedError
 from dark3r_ros.mapping.keyframing import insert_keyframe, link, start_map
 from dark3r_ros.mapping.records import PoseLog
+from dark3r_ros.mapping.reporting import in_time_order, keyframes_moved, world_covariance
 from dark3r_ros.mapping.result import build_reconstruction
 from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
 from dark3r_ros.mapping.tracking import TrackResult, needs_keyframe, track
@@ -112,7 +111,7 @@ class MappingPipeline:
         if observing <= self._config.final_keyframes:
             with self._timed('final'):
                 self._complete_matches()
-                events.append(self._moved(refine_all(self._map, self._config)))
+                events.append(keyframes_moved(refine_all(self._map, self._config)))
             events += self._retry_unposed()
         return events
 
@@ -183,7 +182,7 @@ class MappingPipeline:
         self._newest = (inliers, len(pair.matches))
         self._motion = None
         stamp = pair.second.stamp_ns
-        return self._in_time_order(posed) + self._enter(stamp, MappingState.TRACKING, 'map started')
+        return in_time_order(posed) + self._enter(stamp, MappingState.TRACKING, 'map started')
 
     def _track(self, view: View) -> list[Event]:
         recovering = self._failures > 0
@@ -223,7 +222,7 @@ class MappingPipeline:
         self._log.pose(view.stamp_ns, keyframe, keyframe.camera_from_world, result.inliers, result.matches, True)
         events = self._report(view, keyframe.camera_from_world, covariance, result.inliers, result.matches, keyframe)
         self._archive.retire(self._map)
-        return [*events, self._moved(moved)]
+        return [*events, keyframes_moved(moved)]
 
     def _unposed(self, view: View, result: TrackResult) -> list[Event]:
         self._failures += 1
@@ -277,7 +276,7 @@ class MappingPipeline:
             found = [event for view in waiting for event in self._pose_late(view)]
             progress = bool(found)
             events += found
-        return self._in_time_order(events)
+        return in_time_order(events)
 
     def _complete_matches(self) -> None:
         """Match keyframes that see the same landmarks but never met, so that the final adjustment is well tied."""
@@ -357,7 +356,7 @@ class MappingPipeline:
                 view.stamp_ns,
                 view.frame_id,
                 world_from_camera,
-                _world_covariance(world_from_camera, covariance),
+                world_covariance(world_from_camera, covariance),
                 inliers,
                 matches,
                 view.snr_db,
@@ -380,36 +379,3 @@ class MappingPipeline:
                 )
             )
         return events
-
-    @staticmethod
-    def _moved(keyframes: list[Keyframe]) -> KeyframesMoved:
-        return KeyframesMoved(
-            tuple(
-                KeyframeState(
-                    keyframe.keyframe_id,
-                    keyframe.stamp_ns,
-                    keyframe.world_from_camera,
-                    keyframe.snr_db,
-                    len(keyframe.table.observing()),
-                )
-                for keyframe in keyframes
-            )
-        )
-
-    @staticmethod
-    def _in_time_order(events: list[Event]) -> list[Event]:
-        """Order posed frames by their stamps; what belongs to a frame stays behind it, moves go last."""
-        moved = [event for event in events if isinstance(event, KeyframesMoved)]
-        others = [event for event in events if not isinstance(event, KeyframesMoved)]
-        return sorted(others, key=lambda event: event.stamp_ns) + moved[-1:]
-
-
-def _world_covariance(world_from_camera: Array, left_twist: Array) -> Array:
-    """Covariance (6, 6) of small motions of the camera, seen in the world: translation, then rotation.
-
-    The left twist of camera_from_world moves the world in the camera's axes; turned into the world frame the camera
-    moves the opposite way, which leaves the covariance as it is.
-    """
-    turn = np.zeros((6, 6))
-    turn[:3, :3] = turn[3:, 3:] = world_from_camera[:3, :3]
-    return turn @ left_twist @ turn.T
