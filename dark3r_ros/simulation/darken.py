@@ -82,7 +82,7 @@ class Darkening:
         data = _read_json(folder / 'cameras.json')
         self.source_camera = _camera(data, folder)
         self.images = _images(data, folder, rate)
-        self.metric = data.get('scale') == 'metres'
+        self.metric = str(data.get('scale')).startswith('metre')
         self.depth_unit = 5000.0
         self.binning = choose_binning(width, NETWORK_WIDTH)
         # Whole network pixels; the height may stretch by less than one of them, which fy and cy follow.

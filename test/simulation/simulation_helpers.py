@@ -11,8 +11,8 @@ from dark3r_ros.geometry.camera import Camera
 
 
 def shared_data() -> Path:
-    """Folder of the public development data: DARK3R_DATA, or `shared/data` beside the repository."""
-    return Path(os.environ.get('DARK3R_DATA') or Path(__file__).parents[3] / 'shared' / 'data')
+    """Folder of the public development data: data in DARK3R_SHARED, or in `shared` beside the repository."""
+    return Path(os.environ.get('DARK3R_SHARED') or Path(__file__).resolve().parents[3] / 'shared') / 'data'
 
 
 def shared_sequence(name: str) -> Path:
