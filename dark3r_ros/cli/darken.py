@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('sequence', type=Path, help='folder with 8-bit images and cameras.json')
     add_output_arguments(parser)
     group = parser.add_argument_group('recording')
-    group.add_argument('--snr', type=parse_snr, default=-4.0, metavar='DB', help='SNR at network resolution (default: -4)')
+    group.add_argument(
+        '--snr', type=parse_snr, default=-4.0, metavar='DB', help='SNR at network resolution (default: -4)'
+    )
     group.add_argument('--clean', action='store_true', help='no noise; same as --snr clean')
     group.add_argument('--rate', type=float, default=10.0, help='Hz, for images without timestamps (default: 10)')
     group.add_argument('--width', type=int, default=MOSAIC_WIDTH, help=f'of the mosaic (default: {MOSAIC_WIDTH})')

@@ -36,9 +36,7 @@ class MaterialList:
     ) -> int:
         """Append a material and return its row: texture and detail are rows of the bank, tiles are metres."""
         red, green, blue = np.asarray(tint, dtype=np.float64)
-        self.rows.append(
-            [texture, tile, *shift, detail, detail_tile, strength, 0.0, float(red), float(green), float(blue), 0.0]
-        )
+        self.rows.append([texture, tile, *shift, detail, detail_tile, strength, float(red), float(green), float(blue)])
         return len(self.rows) - 1
 
     def build(self) -> Materials:
@@ -83,7 +81,9 @@ class SolidList:
         return best
 
 
-def random_tint(rng: np.random.Generator, spread: float = 0.35, brightness: tuple[float, float] = (0.5, 1.5)) -> ArrayLike:
+def random_tint(
+    rng: np.random.Generator, spread: float = 0.35, brightness: tuple[float, float] = (0.5, 1.5)
+) -> ArrayLike:
     """Random colour (3,) whose mean lies within `brightness`."""
     colour = 1.0 + spread * rng.uniform(-1.0, 1.0, 3)
     return colour / colour.mean() * rng.uniform(*brightness)

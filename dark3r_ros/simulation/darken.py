@@ -7,6 +7,7 @@ noise of a sensor at a stated SNR. That is an approximation: the cameras' own to
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -121,11 +122,12 @@ class Darkening:
                 f'{path} has {picture.shape[1]}x{picture.shape[0]} pixels, cameras.json says '
                 f'{self.source_camera.width}x{self.source_camera.height}'
             )
-        linear = srgb_to_linear(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+        linear = srgb_to_linear(np.ascontiguousarray(picture[:, :, ::-1], dtype=np.uint8))
         size = self.camera.width // 2, self.camera.height // 2
         if linear.shape[1::-1] != size:
             shrinks = size[0] < linear.shape[1]
-            linear = cv2.resize(linear, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+            method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            linear = np.asarray(cv2.resize(linear, size, interpolation=method), dtype=np.float32)
         return np.ascontiguousarray(linear.transpose(2, 0, 1))
 
     def depth(self, index: int) -> NDArray[np.float32] | None:
@@ -177,8 +179,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _camera(data: dict[str, Any], folder: Path) -> Camera:
     try:
-        numbers = [float(data[key]) for key in ('fx', 'fy', 'cx', 'cy')]
-        return Camera(int(data['width']), int(data['height']), *numbers)
+        fx, fy, cx, cy = (float(data[key]) for key in ('fx', 'fy', 'cx', 'cy'))
+        return Camera(int(data['width']), int(data['height']), fx, fy, cx, cy)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f'{folder / "cameras.json"}: missing or bad intrinsics ({error})') from error
 
@@ -202,6 +204,6 @@ def _images(data: dict[str, Any], folder: Path, rate: float) -> list[CleanImage]
             raise DataError(f'{folder / "cameras.json"}: c2w of image {index} is not a 4x4 matrix')
         depth = entry.get('depth')
         images.append(CleanImage(folder / entry['file'], stamp, matrix, folder / depth if depth else None))
-    if any(b.stamp_ns <= a.stamp_ns for a, b in zip(images, images[1:], strict=False)):
+    if any(b.stamp_ns <= a.stamp_ns for a, b in itertools.pairwise(images)):
         raise DataError(f'{folder / "cameras.json"}: the timestamps do not increase')
     return images

@@ -145,8 +145,8 @@ class _Reader:
         if start + (count - 1) * stride + width * kind.itemsize > len(self.binary):
             raise DataError('its data is cut off')
         values = np.ndarray((count, width), kind, self.binary, start, (stride, kind.itemsize))
-        if accessor.get('normalized'):
-            return values.astype(np.float32) / np.iinfo(kind).max
+        if accessor.get('normalized'):  # texture coordinates may be unsigned only
+            return values.astype(np.float32) / (2.0 ** (8 * kind.itemsize) - 1.0)
         return values
 
     def _materials(self) -> tuple[tuple[NDArray[np.uint8] | None, ...], NDArray[np.float64]]:

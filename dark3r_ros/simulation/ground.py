@@ -56,9 +56,7 @@ def ground_scene(
     materials, solids = MaterialList(), SolidList()
     floor = materials.add(_GRAVEL, _SIDE / 8, detail=_SPECKLE, detail_tile=_SIDE / 23, strength=0.7)
     looks = [
-        materials.add(
-            _ROCK, float(rng.uniform(0.8, 1.4)), detail=_SPECKLE, detail_tile=0.3, tint=random_tint(rng, 0.1)
-        )
+        materials.add(_ROCK, float(rng.uniform(0.8, 1.4)), detail=_SPECKLE, detail_tile=0.3, tint=random_tint(rng, 0.1))
         for _ in range(5)
     ]
     route = None if keep_free is None else np.asarray(keep_free, dtype=np.float64) * (1.0, 1.0, 0.0)

@@ -69,7 +69,9 @@ def corridor_scene(
         kind = rng.choice(['pillar', 'door', 'cabinet', 'box', 'drum', 'sign'])
         look = int(rng.choice(looks))
         if kind == 'pillar':
-            _put(solids, 'box', (place, side * (half[1] - 0.12), half[2]), (0.15, 0.12, half[2]), look, keep_free, shift)
+            _put(
+                solids, 'box', (place, side * (half[1] - 0.12), half[2]), (0.15, 0.12, half[2]), look, keep_free, shift
+            )
         elif kind == 'door':
             _put(solids, 'box', (place, side * (half[1] - 0.02), 1.05), (0.45, 0.04, 1.05), look, keep_free, shift)
         elif kind == 'cabinet':
@@ -77,14 +79,14 @@ def corridor_scene(
             _put(solids, 'box', (place, side * (half[1] - 0.2), tall), (rng.uniform(0.25, 0.45), 0.2, tall), look,
                  keep_free, shift)  # fmt: skip
         elif kind == 'sign':
-            at = (place, side * (half[1] - 0.03), rng.uniform(1.3, 2.0))
-            _put(solids, 'box', at, (rng.uniform(0.2, 0.4), 0.03, rng.uniform(0.15, 0.3)), look, keep_free, shift)
+            sign = (place, side * (half[1] - 0.03), rng.uniform(1.3, 2.0))
+            _put(solids, 'box', sign, (rng.uniform(0.2, 0.4), 0.03, rng.uniform(0.15, 0.3)), look, keep_free, shift)
         else:
-            size = rng.uniform(0.14, 0.3)
+            wide = rng.uniform(0.14, 0.3)
             tall = rng.uniform(0.15, 0.45)
             shape = 'cylinder' if kind == 'drum' else 'box'
             turn = random_rotation(rng, 0.0)
-            _put(solids, shape, (place, side * (half[1] - 0.02 - 1.42 * size), tall), (size, size, tall), look,
+            _put(solids, shape, (place, side * (half[1] - 0.02 - 1.42 * wide), tall), (wide, wide, tall), look,
                  keep_free, shift, turn)  # fmt: skip
     along = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
     for y in rng.uniform(-half[1] + 0.2, half[1] - 0.2, 3):
@@ -160,7 +162,9 @@ def _table(rng: np.random.Generator, solids: SolidList, looks: list[int], half: 
     solids.add('box', (0.0, 0.0, top - 0.03), (wide, deep, 0.03), look)
     for x in (-1, 1):
         for y in (-1, 1):
-            solids.add('box', (x * (wide - 0.05), y * (deep - 0.05), 0.5 * (top - 0.06)), (0.04, 0.04, 0.5 * top - 0.03), look)
+            solids.add(
+                'box', (x * (wide - 0.05), y * (deep - 0.05), 0.5 * (top - 0.06)), (0.04, 0.04, 0.5 * top - 0.03), look
+            )
     for k in range(7):
         kind = ('box', 'sphere', 'cylinder')[k % 3]
         size = rng.uniform(0.05, 0.14, 3)

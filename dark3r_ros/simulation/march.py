@@ -230,7 +230,7 @@ def _crossing(field: Field, rays: _Bundle, low: Tensor, views: Views, far: float
     t, last = low.clamp(max=far), torch.zeros_like(low)
     value, free = field.probe(*rays.points(t))
     before = value
-    result = (t, last, value, before)
+    result: tuple[Tensor, ...] = (t, last, value, before)
     index: Tensor | None = None
     part = rays
     for number in range(_RAY_STEPS):

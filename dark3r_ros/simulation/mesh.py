@@ -107,7 +107,9 @@ class MeshWorld:
         shade = irradiance(self.light, view, normals, near, x, y) * torch.from_numpy(found)
         return Rendering(albedo[None] * shade[:, None] / math.pi, torch.from_numpy(depth)[None], normals)
 
-    def _albedo(self, triangle: NDArray[np.int64], barycentric: NDArray[np.float32], size: NDArray[np.float32]) -> Tensor:
+    def _albedo(
+        self, triangle: NDArray[np.int64], barycentric: NDArray[np.float32], size: NDArray[np.float32]
+    ) -> Tensor:
         """Reflectance (3, N) at barycentric coordinates (N, 2) of triangles, for pixels of `size` metres."""
         corners = self.mesh.uv[self.mesh.triangles[triangle]]
         b, c = barycentric[:, :1], barycentric[:, 1:]

@@ -95,7 +95,7 @@ def _random_light(rng: np.random.Generator) -> Light:
     return make_light(
         str(rng.choice(LIGHTS)),
         lamp=float(rng.uniform(5.0, 15.0)),
-        position=rng.uniform(-0.25, 0.25, 3) * (1.0, 1.0, 0.3),
+        position=(rng.uniform(-0.25, 0.25), rng.uniform(-0.25, 0.25), rng.uniform(-0.08, 0.08)),
         aim=(float(rng.normal(0.0, 0.1)), float(rng.normal(0.0, 0.1)), 1.0),
         beam_deg=float(rng.uniform(20.0, 50.0)),
         vignetting=float(rng.uniform(0.0, 4.0)),
@@ -118,9 +118,7 @@ def _rooms(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler]:
     bank = make_bank(INTERIOR_TEXTURES * 3, seed)
     rng = np.random.default_rng([seed, 32])
     sizes = rng.uniform((4.5, 4.0, 2.4), (9.0, 8.0, 3.4), (count, 3))
-    made = [
-        room_scene(seed * 7919 + k, bank=bank, size=sizes[k], things=9, pictures=4) for k in range(count)
-    ]
+    made = [room_scene(seed * 7919 + k, bank=bank, size=sizes[k], things=9, pictures=4) for k in range(count)]
 
     def pose(rng: np.random.Generator, scene: int) -> Array:
         half = 0.5 * sizes[scene] - (1.3, 1.3, 0.0)

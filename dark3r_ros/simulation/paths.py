@@ -40,10 +40,11 @@ def poses_from(rotation: Array, position: Array) -> Array:
 class Waves:
     """Smooth random function of time or distance: a sum of sines of zero mean and given deviation per channel."""
 
-    def __init__(self, rng: np.random.Generator, scale: ArrayLike, periods: ArrayLike, terms: int = 4) -> None:
+    def __init__(
+        self, rng: np.random.Generator, scale: ArrayLike, periods: tuple[float, float], terms: int = 4
+    ) -> None:
         scale = np.atleast_1d(np.asarray(scale, dtype=np.float64))
-        slow, fast = periods  # type: ignore[misc]
-        self.rate = 2.0 * np.pi / rng.uniform(slow, fast, (terms, len(scale)))  # type: ignore[arg-type]
+        self.rate = 2.0 * np.pi / rng.uniform(*periods, (terms, len(scale)))
         self.phase = rng.uniform(0.0, 2.0 * np.pi, (terms, len(scale)))
         self.amplitude = scale * np.sqrt(2.0 / terms)
 
@@ -94,14 +95,21 @@ def tunnel_drive(
             lateral, turn, lift, tilt = fade * lateral, fade * turn, fade * lift, fade[:, None] * tilt
         axes = shape.frame(arc)
         position = shape.axis(arc) + axes[:, :, 0] * lateral[:, None] + axes[:, :, 2] * (height + lift)[:, None]
-        nod = Rotation.from_euler('xyz', tilt + np.stack([-np.full_like(turn, np.radians(pitch_deg)), turn, 0 * turn], 1))
+        nod = Rotation.from_euler(
+            'xyz', tilt + np.stack([-np.full_like(turn, np.radians(pitch_deg)), turn, 0 * turn], 1)
+        )
         return poses_from(look_along(axes[:, :, 1]) @ nod.as_matrix(), position)
 
     return path
 
 
 def straight_drive(
-    seed: int, *, speed: float = 0.75, height: float = 0.8, pitch_deg: float = 3.0, start: ArrayLike = (0.0, 0.0)
+    seed: int,
+    *,
+    speed: float = 0.75,
+    height: float = 0.8,
+    pitch_deg: float = 3.0,
+    start: tuple[float, float] = (0.0, 0.0),
 ) -> Path:
     """Rover that drives along +x from `start` with changes of speed, wander across and bobbing."""
     rng = np.random.default_rng([seed, 3])
@@ -109,7 +117,7 @@ def straight_drive(
     wander = Waves(rng, [0.12, 0.06], (7.0, 14.0))
     bob = Waves(rng, [0.008], (0.8, 1.6))
     shake = Waves(rng, np.radians([0.5, 0.7, 1.2]), (1.1, 2.5))
-    x0, y0 = start  # type: ignore[misc]
+    x0, y0 = start
 
     def path(time: Array) -> Array:
         time = np.asarray(time, dtype=np.float64)
@@ -143,9 +151,7 @@ def hand_held(seed: int, *, radius: float = 1.9, height: float = 1.35, target: A
     return path
 
 
-def orbit(
-    *, seconds: float, radius: float = 1.9, height: float = 1.4, target: ArrayLike = (0.0, 0.0, 0.75)
-) -> Path:
+def orbit(*, seconds: float, radius: float = 1.9, height: float = 1.4, target: ArrayLike = (0.0, 0.0, 0.75)) -> Path:
     """One smooth turn round `target` within `seconds`, looking at it."""
 
     def path(time: Array) -> Array:

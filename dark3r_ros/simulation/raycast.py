@@ -67,7 +67,9 @@ def solid_depth(kind: str, origin: Tensor, matrix: Tensor, half: Tensor, x: Tens
     d = [_component(matrix, k, x, y) for k in range(3)]
     if kind == 'sphere':
         safe = [v.clamp(min=_TINY) for v in h]
-        enter, leave = _round([a / s for a, s in zip(o, safe, strict=True)], [b / s for b, s in zip(d, safe, strict=True)])
+        enter, leave = _round(
+            [a / s for a, s in zip(o, safe, strict=True)], [b / s for b, s in zip(d, safe, strict=True)]
+        )
     elif kind == 'cylinder':
         safe = [v.clamp(min=_TINY) for v in h[:2]]
         enter, leave = _round(

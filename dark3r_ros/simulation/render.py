@@ -88,7 +88,7 @@ def reflectance(scene: Scene, views: Views, hits: Hits, footprint: Tensor) -> Te
     fine = bank.sample(m[4], u / m[5], v / m[5], torch.log2(size / m[5] * bank.size))
     luma = sum(weight * channel for weight, channel in zip(_LUMA, fine, strict=True))
     detail = 1.0 + m[6] * (luma / MEAN_REFLECTANCE - 1.0)
-    colour = (base * detail * m[8:11]).reshape(3, *hits.depth.shape)
+    colour = (base * detail * m[7:10]).reshape(3, *hits.depth.shape)
     return colour.transpose(0, 1)
 
 

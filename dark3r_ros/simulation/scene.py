@@ -61,7 +61,7 @@ class Solids:
 
 @dataclass(frozen=True, eq=False)
 class Room:
-    """Axis-aligned box seen from inside: centre and half extents (B, 3) float64; material (B, 3): walls, floor, ceiling."""
+    """Axis-aligned box seen from inside: centre, half extents (B, 3); material (B, 3): walls, floor, ceiling."""
 
     centre: Tensor
     half: Tensor
@@ -119,14 +119,14 @@ class Terrain:
 
 @dataclass(frozen=True, eq=False)
 class Materials:
-    """Rows of `COLUMNS` per material, (B, M, 12): how a surface looks."""
+    """Rows of `COLUMNS` per material, (B, M, 10): how a surface looks."""
 
     table: Tensor
 
     COLUMNS = (
         'texture', 'tile', 'shift_u', 'shift_v',  # base texture, metres per tile, offsets in tiles
-        'detail', 'detail_tile', 'strength', 'gloss',  # finer texture that multiplies it
-        'red', 'green', 'blue', 'unused',  # tint
+        'detail', 'detail_tile', 'strength',  # finer texture that multiplies it
+        'red', 'green', 'blue',  # tint
     )  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def _stack_solids(items: Sequence[Solids | None]) -> Solids | None:
     rows = []
     device = present[0].centre.device
     for item in items:
-        count = len(item) if isinstance(item, Scene) else (1 if item is None else item.centre.shape[0])
+        count = 1 if item is None else item.centre.shape[0]
         centre = torch.zeros(count, len(kinds), 3, dtype=torch.float64, device=device)
         rotation = torch.eye(3, dtype=torch.float64, device=device).repeat(count, len(kinds), 1, 1)
         half = torch.zeros_like(centre)
@@ -278,7 +278,5 @@ def _stack_solids(items: Sequence[Solids | None]) -> Solids | None:
 
 def _stack_materials(items: Sequence[Materials]) -> Materials:
     most = max(item.table.shape[1] for item in items)
-    padded = [
-        torch.nn.functional.pad(item.table, (0, 0, 0, most - item.table.shape[1])) for item in items
-    ]
+    padded = [torch.nn.functional.pad(item.table, (0, 0, 0, most - item.table.shape[1])) for item in items]
     return Materials(torch.cat(padded))

@@ -219,9 +219,7 @@ def _stripes(generator: torch.Generator, size: int) -> Tensor:
 
 def _mixed(generator: torch.Generator, size: int) -> Tensor:
     names = sorted(set(_MAKERS) - {'mixed'})
-    first, second = (
-        names[int(torch.randint(len(names), (1,), generator=generator))] for _ in range(2)
-    )
+    first, second = (names[int(torch.randint(len(names), (1,), generator=generator))] for _ in range(2))
     mask = torch.sigmoid(4.0 * fractal_noise(generator, size, first=2, last=16))
     return mask * _MAKERS[first](generator, size) + (1 - mask) * _MAKERS[second](generator, size)
 
@@ -262,7 +260,9 @@ def _normalised(texture: Tensor) -> Tensor:
 def photo_texture(image: NDArray[np.uint8], size: int = 256) -> Tensor:
     """Tileable reflectance (3, size, size) of an 8-bit sRGB photograph (h, w, 3), mirrored so that its edges meet."""
     if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 8 or image.dtype != np.uint8:
-        raise DataError(f'a photo texture must be (h, w, 3) uint8 of at least 8 pixels, got {image.shape} {image.dtype}')
+        raise DataError(
+            f'a photo texture must be (h, w, 3) uint8 of at least 8 pixels, got {image.shape} {image.dtype}'
+        )
     side = min(image.shape[:2])
     linear = srgb_to_linear(image[:side, :side])
     chw = torch.from_numpy(linear).permute(2, 0, 1)[None]

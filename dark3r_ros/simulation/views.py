@@ -37,9 +37,7 @@ class Views:
         return len(self.scene)
 
     def __getitem__(self, index: slice) -> Views:
-        return Views(
-            self.world_from_camera[index], self.intrinsics[index], self.scene[index], self.width, self.height
-        )
+        return Views(self.world_from_camera[index], self.intrinsics[index], self.scene[index], self.width, self.height)
 
     def binned(self, factor: int) -> Views:
         """Views whose pixels are blocks of these: c' = (c + 0.5)/n - 0.5, f' = f/n."""

@@ -102,7 +102,7 @@ def test_darken_writes_a_bag_at_the_asked_snr(tmp_path: Path, capsys) -> None:
         (['simulate', 'moon'], "unknown scene 'moon'"),
         (['simulate', 'tunnel', '--size', '1281x960'], 'multiple of 8'),
         (['simulate', 'tunnel', '--seconds', '-1'], 'seconds'),
-        (['simulate', 'tunnel', '--snr', '-inf'], 'snr_db'),
+        (['simulate', 'tunnel', '--snr', '-99'], 'snr_db'),
         (['simulate', 'tunnel', '--preset', 'kodachrome'], 'kodachrome'),
         (['simulate', 'no_such_file.glb'], 'no_such_file.glb'),
         (['simulate', 'tunnel', '--odometry', '--format', 'folder'], 'odometry'),

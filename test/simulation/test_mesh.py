@@ -45,7 +45,12 @@ def box_glb(path: Path) -> Path:
             start = len(positions) - 4
             indices += [start, start + 1, start + 2, start, start + 2, start + 3]
     png = cv2.imencode('.png', picture()[..., ::-1])[1].tobytes()
-    blobs = [np.array(positions, '<f4').tobytes(), np.array(uvs, '<f4').tobytes(), np.array(indices, '<u2').tobytes(), png]
+    blobs = [
+        np.array(positions, '<f4').tobytes(),
+        np.array(uvs, '<f4').tobytes(),
+        np.array(indices, '<u2').tobytes(),
+        png,
+    ]
     views, binary = [], b''
     for blob in blobs:
         views.append({'buffer': 0, 'byteOffset': len(binary), 'byteLength': len(blob)})
@@ -59,7 +64,9 @@ def box_glb(path: Path) -> Path:
             {'matrix': np.diag([HALF[1], HALF[0], HALF[2], 1.0]).T.ravel().tolist(), 'mesh': 0},
         ],
         'meshes': [{'primitives': [{'attributes': {'POSITION': 0, 'TEXCOORD_0': 1}, 'indices': 2, 'material': 0}]}],
-        'materials': [{'pbrMetallicRoughness': {'baseColorTexture': {'index': 0}, 'baseColorFactor': [0.5, 0.5, 0.5, 1]}}],
+        'materials': [
+            {'pbrMetallicRoughness': {'baseColorTexture': {'index': 0}, 'baseColorFactor': [0.5, 0.5, 0.5, 1]}}
+        ],
         'textures': [{'source': 0}],
         'images': [{'bufferView': 3, 'mimeType': 'image/png'}],
         'accessors': [
@@ -90,7 +97,11 @@ def test_broken_meshes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match='cannot read'):
         read_glb(tmp_path / 'none.glb')
     whole = box_glb(tmp_path / 'box.glb').read_bytes()
-    for name, content in (('text', b'hello world, this is no mesh'), ('short', whole[: len(whole) // 3]), ('cut', whole[:-200])):
+    for name, content in (
+        ('text', b'hello world, this is no mesh'),
+        ('short', whole[: len(whole) // 3]),
+        ('cut', whole[:-200]),
+    ):
         path = tmp_path / f'{name}.glb'
         path.write_bytes(content)
         with pytest.raises(DataError, match=f'{name}.glb'):

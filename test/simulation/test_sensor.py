@@ -15,9 +15,9 @@ from dark3r_ros.types import Frame
 def picture(height: int = 240, width: int = 320) -> np.ndarray:
     rng = np.random.default_rng(3)
     x = np.linspace(0.2, 1.0, width, dtype=np.float32)
-    return (np.array([1.0, 0.8, 0.6], np.float32)[:, None, None] * x * rng.uniform(0.5, 1.5, (3, height, width))).astype(
-        np.float32
-    )
+    return (
+        np.array([1.0, 0.8, 0.6], np.float32)[:, None, None] * x * rng.uniform(0.5, 1.5, (3, height, width))
+    ).astype(np.float32)
 
 
 def frame_of(sensor: RawSensor, mosaic: np.ndarray) -> Frame:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,7 @@ def test_detail_fades_with_the_footprint() -> None:
     bank = make_bank(['speckle'], 3, 128)
     u, v = torch.rand(4000, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 1, 4000)
     spread = [float(bank.sample(0 * u, u, v, torch.full_like(u, level)).std()) for level in (0.0, 1.5, 3.0, 5.0, 6.0)]
-    assert all(b < a for a, b in zip(spread, spread[1:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(spread))
     assert spread[-1] < 0.35 * spread[0]
 
 

@@ -20,7 +20,9 @@ from dark3r_ros.simulation.world import AnalyticWorld, make_world
 CAMERA = Camera(320, 240, 200.0, 200.0, 159.5, 119.5)
 
 
-@pytest.mark.parametrize('scene, path', [('tunnel', 'drive'), ('room', 'handheld'), ('corridor', 'drive'), ('ground', 'drive')])
+@pytest.mark.parametrize(
+    'scene, path', [('tunnel', 'drive'), ('room', 'handheld'), ('corridor', 'drive'), ('ground', 'drive')]
+)
 def test_depth_reprojects_onto_the_depth_of_the_other_view(scene: str, path: str) -> None:
     world = make_world(scene, 2, light='ambient', path=path)
     assert isinstance(world, AnalyticWorld)
