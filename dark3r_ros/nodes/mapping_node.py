@@ -90,7 +90,7 @@ class MappingNode(LifecycleNode):
         self._reader: FrameReader | None = None
         self._guard = self.create_guard_condition(self._drain)
         self._diagnostics = self.create_publisher(interface.load(interface.DIAGNOSTICS.type), '/diagnostics', 10)
-        self._report_timer = self.create_timer(_REPORT_SECONDS, self._report)
+        self._report_timer = self.create_timer(_REPORT_SECONDS, self._report, clock=runtime.STEADY)
         self._map_requested = False
         self._reported_drops = 0
         self._services_held = Services(self)
@@ -157,7 +157,7 @@ class MappingNode(LifecycleNode):
         )
         self.worker.start()
         self.inputs = Inputs(self, self.config, self._cameras, self.worker, self.buffer)
-        self._tick_timer = self.create_timer(_TICK_SECONDS, self._tick)
+        self._tick_timer = self.create_timer(_TICK_SECONDS, self._tick, clock=runtime.STEADY)
         self.get_logger().info(f'active: waiting for images on {self.inputs.image_topic}')
 
     def _deactivate(self) -> None:

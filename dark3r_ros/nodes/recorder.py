@@ -85,7 +85,7 @@ class Recorder(Node):
             self.create_subscription(interface.load(topic.type), name, self._callback(topic), profile)
         self._client = AsyncParameterClient(self, self.config.node)
         self._asked = False
-        self.create_timer(0.25, self._ask_parameters)
+        self.create_timer(0.25, self._ask_parameters, clock=runtime.STEADY)
         self.get_logger().info(f'recording {self.config.node} for {self.folder}')
 
     def _log_warning(self, text: str) -> None:

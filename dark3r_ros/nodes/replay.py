@@ -193,7 +193,7 @@ class Replay(Node):
         self._done_at: float | None = None
         self.frames = 0
         self._failures = 0
-        self._timer = self.create_timer(0.005, self._step)
+        self._timer = self.create_timer(0.005, self._step, clock=runtime.STEADY)
 
     def _warn(self, sentence: str) -> None:
         self.get_logger().warning(sentence)

@@ -10,10 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from dark3r_ros.errors import Dark3rError
+
+# For timers: with use_sim_time the ROS clock stands still until somebody publishes /clock.
+STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 
 
 class Program(Protocol):

@@ -13,12 +13,14 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import TransformStamped
 from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import Odometry, Path
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, PointCloud2
 from std_srvs.srv import SetBool, Trigger
 from tf2_msgs.msg import TFMessage
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.nodes import convert, qos
+from dark3r_ros.nodes.mapping_node import MappingNode
 from dark3r_ros.nodes.transforms import TransformBroadcaster
 from dark3r_ros.storage.result import read_result
 
@@ -207,8 +209,6 @@ def test_the_end_of_the_stream_refines_once_and_publishes_path_and_map(graph, ma
 
 
 def test_toggles_switch_outputs_off_while_running(graph, make_node, camera):
-    from rclpy.parameter import Parameter
-
     odometry = graph.listen(Odometry, '/dark3r_mapping/odometry')
     transforms = graph.listen(TFMessage, '/tf')
     node = make_node()
@@ -507,6 +507,19 @@ def test_a_new_resolution_with_its_calibration_goes_on(graph, make_node, camera,
     assert pipeline.frames[-1].camera.width == 32
 
 
+@pytest.mark.parametrize(('level', 'words'), [(0, 'black'), (4095, 'saturated')])
+def test_blind_frames_are_told_by_the_real_pipeline(graph, camera, level, words):
+    values = [('decode.black_level', 240.0), ('decode.white_level', 4095.0)]
+    statuses = graph.listen(MappingStatus, '/dark3r_mapping/status')
+    odometry = graph.listen(Odometry, '/dark3r_mapping/odometry')
+    node = graph.add(MappingNode(parameter_overrides=[Parameter(name, value=value) for name, value in values]))
+    node.autostart()
+    drive(graph, camera, node, 3, values=np.full((48, 64), level))
+    graph.until(lambda: stamps(statuses)[-1] == stamp(2))
+    assert words in statuses[-1].message and statuses[-1].state != MappingStatus.STATE_TRACKING
+    assert odometry == []
+
+
 @pytest.mark.parametrize('where', ['position', 'orientation', 'twist'])
 def test_nan_in_the_odometry_is_refused_once(graph, make_node, camera, where):
     publisher = graph.helper.create_publisher(Odometry, 'odom', 10)
@@ -538,11 +551,12 @@ def test_incompatible_qos_is_one_sentence_naming_both_sides(graph, make_node, ma
     assert 'image_reliability' in line
 
 
-def test_silence_is_explained(graph, make_node, camera):
+@pytest.mark.parametrize('use_sim_time', [False, True])
+def test_silence_is_explained(graph, make_node, camera, use_sim_time):
     statuses = graph.listen(MappingStatus, '/dark3r_mapping/status')
     diagnostics = graph.listen(DiagnosticArray, '/diagnostics')
     graph.helper.destroy_publisher(camera.infos)
-    node = make_node(no_data_after=1.0)
+    node = make_node(no_data_after=1.0, use_sim_time=use_sim_time)
     graph.until(lambda: any('no image for' in line for line in node.lines))
     line = next(line for line in node.lines if 'no image for' in line)
     assert '/image_raw [sensor_msgs/msg/Image, best effort, volatile]: 0 received, 1 publishers (/helper)' in line

@@ -10,6 +10,7 @@ from rclpy.parameter import Parameter
 
 from dark3r_ros.errors import ConfigError
 from dark3r_ros.nodes import parameters, reference
+from dark3r_ros.nodes.mapping_node import MappingNode
 from dark3r_ros.nodes.node_config import GROUPS, NodeConfig
 from dark3r_ros.nodes.replay import ReplayConfig
 
@@ -45,6 +46,13 @@ def test_every_key_of_the_shipped_files_is_declared_and_valid(path, graph):
 
 def test_online_and_replay_files_are_shipped():
     assert {'online.yaml', 'replay.yaml'} <= {path.name for path in CONFIGS}
+
+
+@pytest.mark.parametrize('namespace', ['', '/robot'])
+def test_the_replay_file_reaches_the_node_in_any_namespace(graph, namespace):
+    arguments = ['--ros-args', '--params-file', str(ROOT / 'config' / 'replay.yaml')]
+    node = graph.add(MappingNode(cli_args=arguments, namespace=namespace))
+    assert (node.config.queue_length, node.config.image_reliability) == (20, 'reliable')
 
 
 def test_defaults_validate_and_come_back_from_the_node(make_node):
