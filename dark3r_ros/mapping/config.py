@@ -33,7 +33,7 @@ class MappingConfig(Config):
         0.6, 'Smallest triangulation angle of a new landmark.', unit='deg', minimum=0.0, maximum=20.0
     )
     keyframe_overlap: float = setting(
-        0.65, 'A frame becomes a keyframe when it sees less than this share of the reference.', minimum=0.0, maximum=1.0
+        0.75, 'A frame becomes a keyframe when it sees less than this share of the reference.', minimum=0.0, maximum=1.0
     )
     keyframe_flow: float = setting(
         0.08,

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dark ladder: clean sequences photographed at falling SNR, mapped, and scored against their truth.
+
+    python -m dark3r_ros.evaluation.ladder SEQUENCE [SEQUENCE ...] --snr 20 10 0 -4 -o out/ladder
+
+makes the dark frames exactly as `dark3r darken`, maps them as `dark3r map` and scores them as `dark3r evaluate`. Every
+row leaves a result folder; a row whose folder exists with the same settings is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dark3r_ros.config import to_mapping
+from dark3r_ros.errors import Dark3rError, ReconstructionError
+from dark3r_ros.evaluation.evaluate import evaluate_result
+from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.pipeline import MappingPipeline
+from dark3r_ros.matching.registry import PREDICTORS, make_predictor
+from dark3r_ros.simulation.darken import Darkening
+from dark3r_ros.storage.result import jsonable, write_result
+
+ROW_FILE = 'ladder_row.json'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rung: figures of one sequence at one SNR; shares and the ATE are relative, angles in degrees."""
+
+    sequence: str
+    snr_db: float | None
+    predictor: str
+    posed: int
+    frames: int
+    ate_relative: float | None
+    rotation_median_deg: float | None
+    seconds: float
+    note: str = ''
+
+
+def run_row(sequence: Path, snr_db: float | None, predictor: str, seed: int, preset: str, output: Path) -> Row:
+    """Darken, map and score one sequence; `snr_db` None leaves it clean. The result lands in `output`."""
+    settings = {'snr_db': snr_db, 'seed': seed, 'preset': preset, 'mapping': to_mapping(MappingConfig())}
+    matcher = make_predictor(predictor)
+    settings['fingerprint'] = matcher.fingerprint
+    known = _finished(output, settings)
+    if known is not None:
+        return known
+    dark = Darkening(sequence, snr_db or 0.0, seed=seed, preset=preset, clean=snr_db is None)
+    pipeline = MappingPipeline(MappingConfig(), matcher)
+    seconds = 0.0
+    for made in dark:
+        began = time.perf_counter()
+        pipeline.push(made.frame)
+        seconds += time.perf_counter() - began
+    began = time.perf_counter()
+    pipeline.flush()
+    seconds += time.perf_counter() - began
+    reconstruction = pipeline.reconstruction()
+    report = {'wall_s': seconds, 'stages_s': pipeline.stage_seconds, 'config': settings, 'predictor': predictor}
+    write_result(output, reconstruction, report, overwrite=True)
+    posed = len(reconstruction.trajectory())
+    row = Row(sequence.name, snr_db, predictor, posed, len(reconstruction.frames), None, None, round(seconds, 2))
+    if posed >= 3:
+        figures = evaluate_result(output, sequence / 'cameras.json').figures()
+        row = Row(
+            **{
+                **asdict(row),
+                'ate_relative': figures['ate_relative'],
+                'rotation_median_deg': figures['rotation_pairs_median_deg'],
+                'note': figures['degenerate'] or '',
+            }
+        )
+    (output / ROW_FILE).write_text(json.dumps(jsonable({'settings': settings, 'row': asdict(row)}), indent=1))
+    return row
+
+
+def _finished(output: Path, settings: dict[str, Any]) -> Row | None:
+    """Row of an earlier run with the same settings."""
+    try:
+        saved = json.loads((output / ROW_FILE).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return Row(**saved['row']) if saved['settings'] == jsonable(settings) else None
+
+
+def markdown(rows: list[Row]) -> str:
+    """Table of the rows."""
+    lines = [
+        '| sequence | SNR | posed | relative ATE | median rotation error | seconds |',
+        '| --- | --- | --- | --- | --- | --- |',
+    ]
+    for row in rows:
+        level = 'clean' if row.snr_db is None else f'{row.snr_db:+g} dB'
+        ate = '-' if row.ate_relative is None or math.isnan(row.ate_relative) else f'{row.ate_relative:.2%}'
+        turn = '-' if row.rotation_median_deg is None else f'{row.rotation_median_deg:.2f} deg'
+        lines.append(f'| {row.sequence} | {level} | {row.posed}/{row.frames} | {ate} | {turn} | {row.seconds:.1f} |')
+    return '\n'.join(lines)
+
+
+def _level(text: str) -> float | None:
+    return None if text == 'clean' else float(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the ladder and print its table."""
+    parser = argparse.ArgumentParser(prog='python -m dark3r_ros.evaluation.ladder', description=__doc__)
+    parser.add_argument('sequences', nargs='+', type=Path, help='sequence folders with cameras.json')
+    parser.add_argument('--snr', nargs='+', type=_level, default=[20.0], metavar='DB', help='levels, or `clean`')
+    parser.add_argument('--predictor', choices=PREDICTORS, default=PREDICTORS[0])
+    parser.add_argument('--preset', default='starvis', help='noise of the camera (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('-o', '--output', type=Path, default=Path('out/ladder'))
+    args = parser.parse_args(argv)
+    rows: list[Row] = []
+    for sequence in args.sequences:
+        for snr_db in args.snr:
+            level = 'clean' if snr_db is None else f'{snr_db:+g}dB'
+            output = args.output / args.predictor / sequence.name / level
+            output.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                rows.append(run_row(sequence, snr_db, args.predictor, args.seed, args.preset, output))
+            except ReconstructionError as error:
+                print(f'{sequence.name} {level}: {error}', file=sys.stderr)
+            except Dark3rError as error:
+                print(f'dark3r: error: {error}', file=sys.stderr)
+                return 2
+            print(markdown(rows[-1:]).splitlines()[-1], file=sys.stderr)
+    print(markdown(rows))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
