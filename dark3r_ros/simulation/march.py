@@ -215,10 +215,13 @@ def _march_from_coarse(field: Field, views: Views, dtype: torch.dtype, far: floa
         value = field.value(*rays.points(depth))
         step = value * (depth - previous) / (value_previous - value)
         previous, value_previous, depth = depth, value, depth + step
-    agreed = (nearest < _SMOOTH * farthest) & (value_low > 0) & (value_high <= 0)
-    agreed &= (depth >= low) & (depth <= high) & (step.abs() < _SETTLED * depth)
-    depth = torch.where(agreed, depth, torch.inf)
-    index = torch.nonzero(~agreed[0] & (nearest[0] > 0))[:, 0]
+    bracketed = (nearest < _SMOOTH * farthest) & (value_low > 0) & (value_high <= 0)
+    settled = bracketed & (depth >= low) & (depth <= high) & (step.abs() < _SETTLED * depth)
+    depth = torch.where(settled, depth, torch.inf)
+    index = torch.nonzero((bracketed & ~settled)[0])[:, 0]
+    ends = (item[:, index] for item in (low, high, value_low, value_high))
+    depth[:, index] = _refine(field, rays.select(index), *ends)
+    index = torch.nonzero(~bracketed[0] & (nearest[0] > 0))[:, 0]
     start = (0.97 / extremes(5)[0][:, index]).clamp(max=far)
     depth[:, index] = _crossing(field, rays.select(index), start, views, far)
     return depth.reshape(1, views.height, views.width)
@@ -236,7 +239,7 @@ def _crossing(field: Field, rays: _Bundle, low: Tensor, views: Views, far: float
     for number in range(_RAY_STEPS):
         moving = (value > 0) & (t < far)
         # Rays that creep along a wall may take wider steps the longer they do.
-        step = torch.maximum(free / part.length, smallest * (1.0 + number / 24) * t)
+        step = torch.maximum(free / part.length, smallest * (1.0 + number / 12) * t)
         last, before = torch.where(moving, step, last), torch.where(moving, value, before)
         t = torch.where(moving, t + step, t)
         value, free = field.probe(*part.points(t))

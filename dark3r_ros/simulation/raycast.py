@@ -197,9 +197,8 @@ def trace_room(room: Room, views: Views, hits: Hits) -> None:
     normal = [
         sum((matrix[:, k, c, None, None] * signs[k] for k in range(3)), torch.zeros_like(depth)) for c in range(3)
     ]
-    below = directions[2] < 0
-    material = torch.where(faces[2], torch.where(below, room.material[:, 1, None, None], room.material[:, 2, None, None]),
-                           room.material[:, 0, None, None])  # fmt: skip
+    walls, floor, ceiling = (room.material[:, k, None, None] for k in range(3))
+    material = torch.where(faces[2], torch.where(directions[2] < 0, floor, ceiling), walls)
     shift = 2.3 * sum((signs[k] * (k + 1) for k in range(3)), torch.zeros_like(depth))
     hits.depth, hits.material = depth, material
     hits.normal = torch.stack(normal, dim=1)

@@ -28,7 +28,7 @@ def pooled(frames: list[SimulatedFrame]) -> float:
 
 @pytest.mark.parametrize('snr_db', [-4.0, 10.0, 20.0])
 def test_tunnel_has_the_asked_snr_over_the_sequence(snr_db: float) -> None:
-    frames = list(simulate(SimulationConfig(seconds=6.0, rate=3.0, width=640, height=480, snr_db=snr_db, depth=False)))
+    frames = list(simulate(SimulationConfig(seconds=6.0, rate=3.0, width=320, height=240, snr_db=snr_db, depth=False)))
     assert len(frames) == 18
     assert pooled(frames) == pytest.approx(snr_db, abs=0.3)
     assert max(f.saturated for f in frames) < 0.01
