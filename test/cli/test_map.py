@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dark3r map` from a recording to the result folder, and its answers to bad input."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dark3r_ros.cli.main import main
+from dark3r_ros.storage.bag import BagWriter
+from dark3r_ros.storage.cloud import read_ply
+from dark3r_ros.storage.source import open_source
+from dark3r_ros.storage.trajectory import read_tum
+
+TRUTH = 'truth.tum'
+
+
+@pytest.fixture(scope='module')
+def bag(tmp_path_factory) -> Path:
+    """Three seconds of a tunnel at +20 dB."""
+    path = tmp_path_factory.mktemp('map') / 'tunnel'
+    command = [
+        'simulate',
+        'tunnel',
+        '-o',
+        str(path),
+        '--size',
+        '640x480',
+        '--seconds',
+        '3',
+        '--rate',
+        '8',
+        '--snr',
+        '20',
+    ]
+    assert main(command) == 0
+    return path
+
+
+@pytest.fixture(scope='module')
+def result(bag, tmp_path_factory) -> Path:
+    """Its map."""
+    folder = tmp_path_factory.mktemp('result') / 'tunnel'
+    assert main(['map', str(bag), '-o', str(folder)]) == 0
+    return folder
+
+
+def error_line(capsys) -> str:
+    """The one line a refused command leaves."""
+    text = capsys.readouterr().err.strip()
+    lines = [line for line in text.splitlines() if not line.startswith('dark3r: warning')]
+    assert len(lines) == 1, text
+    assert lines[0].startswith('dark3r: error: ')
+    return lines[0]
+
+
+def test_every_file_of_a_result_is_there_and_agrees(bag, result, capsys):
+    names = {'trajectory.tum', 'keyframes.tum', 'cloud.ply', 'cameras.json', 'colmap', 'transforms.json'}
+    names |= {'report.json', 'report.html'}
+    assert names <= {path.name for path in result.iterdir()}
+    trajectory = read_tum(result / 'trajectory.tum')
+    stamps = [frame.stamp_ns for frame in open_source(bag)]
+    assert trajectory.stamps_ns.tolist() == stamps
+    report = json.loads((result / 'report.json').read_text())
+    assert report['posed'] == report['frames'] == len(stamps)
+    assert report['keyframes'] == len(read_tum(result / 'keyframes.tum'))
+    assert report['snr_db']['median'] == pytest.approx(20.0, abs=4.0)
+    assert set(report['stages_s']) >= {'encode', 'track', 'window'}
+    assert report['config']['mapping']['window'] == 12
+    assert len(read_ply(result / 'cloud.ply')) == report['cloud_points'] > 100
+    assert cv2.imread(str(result / 'report' / 'samples.png')) is not None
+    assert main(['evaluate', str(result), '--truth', str(bag / TRUTH), '--json']) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures['posed_share'] == 1.0
+    assert figures['ate_relative'] < 0.01
+
+
+def test_the_same_input_gives_the_same_bytes(bag, result, tmp_path):
+    again = tmp_path / 'again'
+    assert main(['map', str(bag), '-o', str(again), '--no-report']) == 0
+    assert (again / 'trajectory.tum').read_bytes() == (result / 'trajectory.tum').read_bytes()
+    assert not (again / 'report.html').exists()
+
+
+def test_settings_reach_the_pipeline_and_ranges_are_kept(bag, tmp_path, capsys):
+    folder = tmp_path / 'few'
+    command = ['map', str(bag), '-o', str(folder), '--no-report', '--json', '--duration', '1.5', '--noise', 'starvis']
+    assert main([*command, '--classical-max-keypoints', '300', '--window', '5']) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures['frames'] == 12
+    report = json.loads((folder / 'report.json').read_text())
+    assert report['config']['mapping']['window'] == 5
+    assert report['config']['classical']['max_keypoints'] == 300
+    assert report['config']['noise']['name'] == 'starvis'
+    assert main(['map', str(bag), '-o', str(tmp_path / 'x'), '--window', '1']) == 2
+    assert 'window' in error_line(capsys)
+
+
+def test_an_existing_result_is_kept_unless_asked(bag, result, capsys, tmp_path):
+    before = (result / 'trajectory.tum').read_bytes()
+    assert main(['map', str(bag), '-o', str(result)]) == 2
+    assert '--overwrite' in error_line(capsys)
+    assert (result / 'trajectory.tum').read_bytes() == before
+    strange = tmp_path / 'mine'
+    strange.mkdir()
+    (strange / 'thesis.txt').write_text('years of work')
+    assert main(['map', str(bag), '-o', str(strange), '--overwrite', '--no-report']) == 2
+    assert 'mine' in error_line(capsys)
+    assert (strange / 'thesis.txt').read_text() == 'years of work'
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_unwritable_output_is_one_line(bag, tmp_path, capsys):
+    locked = tmp_path / 'locked'
+    locked.mkdir()
+    locked.chmod(0o500)
+    assert main(['map', str(bag), '-o', str(locked / 'out'), '--no-report']) == 2
+    assert 'locked' in error_line(capsys)
+
+
+def test_output_below_a_file_is_one_line(bag, tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    assert main(['map', str(bag), '-o', str(tmp_path / 'file' / 'out'), '--no-report', '--duration', '1']) == 2
+    assert 'file' in error_line(capsys)
+
+
+def _bag_of(path: Path, frames, camera=True) -> Path:
+    with BagWriter(path) as writer:
+        for frame in frames:
+            writer.write_frame(frame)
+            if camera and frame.camera is not None:
+                writer.write_camera_info(frame.camera, frame.stamp_ns, frame.frame_id)
+    return path
+
+
+def test_bag_without_calibration_is_one_line(bag, tmp_path, capsys):
+    path = _bag_of(tmp_path / 'bare', list(open_source(bag))[:4], camera=False)
+    assert main(['map', str(path), '-o', str(tmp_path / 'out')]) == 2
+    assert 'alibration' in error_line(capsys) or 'camera' in error_line(capsys)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_missing_topic_lists_those_there_are(bag, tmp_path, capsys):
+    assert main(['map', str(bag), '-o', str(tmp_path / 'out'), '--image-topic', '/thermal']) == 2
+    line = error_line(capsys)
+    assert '/thermal' in line
+    assert '/camera/image_raw' in line
+
+
+def test_input_that_does_not_exist_or_is_empty(tmp_path, capsys):
+    assert main(['map', str(tmp_path / 'nowhere'), '-o', str(tmp_path / 'out')]) == 2
+    assert 'nowhere' in error_line(capsys)
+    (tmp_path / 'empty').mkdir()
+    assert main(['map', str(tmp_path / 'empty'), '-o', str(tmp_path / 'out')]) == 2
+    assert 'empty' in error_line(capsys)
+
+
+def test_dark_frames_alone_say_why_nothing_was_posed(bag, tmp_path, capsys):
+    from dataclasses import replace
+
+    rng = np.random.default_rng(0)
+    frames = [
+        replace(frame, mosaic=rng.normal(240, 5, frame.mosaic.shape).astype(np.uint16))
+        for frame in list(open_source(bag))[:5]
+    ]
+    path = _bag_of(tmp_path / 'dark', frames)
+    assert main(['map', str(path), '-o', str(tmp_path / 'out')]) == 2
+    assert 'none of 5 frames' in error_line(capsys)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_truncated_bag_is_mapped_up_to_the_damage(bag, tmp_path, capsys):
+    damaged = tmp_path / 'damaged'
+    shutil.copytree(bag, damaged)
+    file = next(damaged.glob('*.mcap'))
+    with file.open('r+b') as stream:
+        stream.truncate(int(file.stat().st_size * 0.7))
+    assert main(['map', str(damaged), '-o', str(tmp_path / 'out'), '--no-report']) == 0
+    captured = capsys.readouterr()
+    assert 'dark3r: warning:' in captured.err
+    assert 8 < len(read_tum(tmp_path / 'out' / 'trajectory.tum')) < 24
