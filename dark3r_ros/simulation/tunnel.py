@@ -218,7 +218,6 @@ def _clutter(rng: np.random.Generator, shape: TunnelShape, materials: MaterialLi
         kind = rng.choice(['box', 'sphere', 'cylinder', 'pipe'])
         if kind == 'pipe':
             half = np.array([0.07, 0.07, rng.uniform(0.6, 0.9)])
-            turn = axes @ np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])[:, [1, 0, 2]]
             turn = np.stack([axes[:, 0], axes[:, 2], axes[:, 1]], axis=1)
             turn[:, 1] *= np.sign(np.linalg.det(turn))
             centre = origin + axes @ np.array([side * (shape.width - 0.32), 0.0, rng.uniform(0.2, 0.5)])
