@@ -42,7 +42,11 @@ class ReplayConfig(Config):
         30.0, 'Time to wait for somebody who subscribes to the images.', unit='s', minimum=0.0, maximum=3600.0
     )
     lockstep: int = setting(
-        0, "Frames that may be ahead of the mapping node's status; 0 plays without looking.", minimum=0, maximum=1000
+        0,
+        "Frames that may be ahead of the mapping node's status; 0 plays without looking. The node should then ask for "
+        'reliable images and have a queue_length of at least this.',
+        minimum=0,
+        maximum=1000,
     )
     lockstep_patience: float = setting(
         20.0, 'Time after which a frame without status counts as lost.', unit='s', minimum=0.1, maximum=3600.0
