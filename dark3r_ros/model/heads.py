@@ -147,4 +147,3 @@ class ViewHead(nn.Module):
         points = getattr(self, self.kind)(layers, grid)
         local = self.head_local_features(torch.cat((layers[0], layers[-1]), dim=-1))
         return points, functional.pixel_shuffle(as_map(local, grid), self.factor)
-

@@ -77,9 +77,7 @@ class OnnxBackend:
             options = self._runtime.SessionOptions()
             options.intra_op_num_threads = self._threads
             try:
-                self._sessions[name] = self._runtime.InferenceSession(
-                    str(path), options, providers=[self._provider]
-                )
+                self._sessions[name] = self._runtime.InferenceSession(str(path), options, providers=[self._provider])
             except Exception as error:  # the runtime has an exception type per cause, all private
                 reason = str(error).splitlines()[0][:150]
                 raise DataError(f'{path} is no usable ONNX graph ({reason}): export it again') from error

@@ -115,9 +115,7 @@ class ShiftBackend:
 def test_matches_follow_the_true_displacement_on_any_size_and_stride(search, stride, size, symmetric):
     shift = np.array((5.4, -2.7))
     stand_in = ShiftBackend(stride, shift)
-    predictor = NetworkPredictor(
-        stand_in, LearnedConfig(search=search, subsample=2, pooling=2, symmetric=symmetric)
-    )
+    predictor = NetworkPredictor(stand_in, LearnedConfig(search=search, subsample=2, pooling=2, symmetric=symmetric))
     a, b = predictor.encode(frame(0, *size)), predictor.encode(frame(1, *size))
     (found,) = predictor.match([(a, b)])
     assert len(found) > 60

@@ -63,8 +63,10 @@ def recipe_network(config: NetworkConfig, seed: int, gains: list) -> TwoViewNetw
     """A network whose weights come from the recipe."""
     with torch.device('meta'):
         network = TwoViewNetwork(config)
-    state = {key: torch.from_numpy(recipe_tensor(key, tuple(v.shape), seed, gains))
-             for key, v in network.state_dict().items()}
+    state = {
+        key: torch.from_numpy(recipe_tensor(key, tuple(v.shape), seed, gains))
+        for key, v in network.state_dict().items()
+    }
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval()
 
@@ -80,7 +82,8 @@ def assert_matches(results: dict, arrays: dict) -> None:
     """Every array named in `results` agrees with the golden one."""
     errors = {name: relative_error(name, got, arrays[name]) for name, got in results.items()}
     worst = {
-        name: error for name, error in errors.items()
+        name: error
+        for name, error in errors.items()
         if error > (DESCRIPTOR_TOLERANCE if name.startswith('desc_') and 'conf' not in name else TOLERANCE)
     }
     assert not worst, worst

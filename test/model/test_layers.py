@@ -75,9 +75,7 @@ def test_self_attention_equals_plain_loop():
     layer, grid = SelfAttention(24, 3).double(), (2, 3)
     x = np.random.default_rng(1).normal(size=(6, 24))
     query, key, value = np.split(linear(layer.qkv, x), 3, axis=1)
-    expected = linear(
-        layer.proj, attention_by_loop(turned_heads(query, 3, grid), turned_heads(key, 3, grid), value, 3)
-    )
+    expected = linear(layer.proj, attention_by_loop(turned_heads(query, 3, grid), turned_heads(key, 3, grid), value, 3))
     got = layer(torch.from_numpy(x)[None], rope_tables(*grid, 8, 100.0))[0].detach().numpy()
     np.testing.assert_allclose(got, expected, atol=1e-6)
 

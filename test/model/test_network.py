@@ -142,9 +142,7 @@ def test_contradicting_sizes_are_refused(changes, message):
 
 def test_presets_have_the_sizes_of_their_names():
     with torch.device('meta'):
-        counts = {
-            name: sum(p.numel() for p in TwoViewNetwork(config).parameters()) for name, config in PRESETS.items()
-        }
+        counts = {name: sum(p.numel() for p in TwoViewNetwork(config).parameters()) for name, config in PRESETS.items()}
     assert counts['mini-2m'] == pytest.approx(2e6, rel=0.25)
     assert counts['compact-10m'] == pytest.approx(10e6, rel=0.1)
     # The published 688,638,856 less the mask token and two residual units that no output depends on.
