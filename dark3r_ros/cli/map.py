@@ -40,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_arguments(parser)
     parser.add_argument('-o', '--output', type=Path, required=True, help='result folder')
     parser.add_argument('--overwrite', action='store_true', help='replace an earlier result')
-    parser.add_argument('--predictor', choices=PREDICTORS, default=PREDICTORS[0], help='matcher (default: %(default)s)')
+    parser.add_argument(
+        '--predictor',
+        default=PREDICTORS[0],
+        metavar='NAME|FILE',
+        help='matcher: classical, a weight file or a folder of export-engine (default: %(default)s)',
+    )
     parser.add_argument('--noise', default='', metavar='NAME|FILE', help='noise preset or YAML of calibrate-noise')
     parser.add_argument('--no-report', action='store_true', help='leave out report.html and its pictures')
     parser.add_argument('--json', action='store_true', help='print the figures as JSON')
