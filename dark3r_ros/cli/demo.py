@@ -158,6 +158,9 @@ def run_graph(bag: Path, output: Path, noise: str) -> float:
         recorder = children.start(
             'recorder', node_command('recorder', {'output': output.absolute(), 'overwrite': True, 'idle': 4.0})
         )
+        # Who comes late misses the first frames: the player starts when the others listen.
+        children.wait_for_line(node, 'active: waiting for images', _START_SECONDS)
+        children.wait_for_line(recorder, 'recording', _START_SECONDS)
         replay = children.start(
             'replay',
             node_command('replay', {'bag': bag.absolute(), 'lockstep': _LOCKSTEP, 'progress': 0.5, 'odom_tf': True}),

@@ -110,6 +110,15 @@ class Children:
             how = f'was killed by signal {-status}' if status < 0 else f'ended with status {status}'
             raise ChildError(f'{child.name} {how}; the end of {child.log}: {child.tail()}')
 
+    def wait_for_line(self, child: Child, text: str, timeout: float) -> None:
+        """Wait until the log of a process says something; ChildError when one dies or `timeout` seconds pass."""
+        end = time.monotonic() + timeout
+        while text not in child.tail(1000):
+            self.check()
+            if time.monotonic() > end:
+                raise ChildError(f'{child.name} was not ready within {timeout:.0f} s; {child.log}: {child.tail()}')
+            time.sleep(0.1)
+
     def wait_for(self, child: Child, timeout: float, *, may_end: Sequence[Child] = (), each: object = None) -> None:
         """Wait until a process ended well, while the others are watched; ChildError after `timeout` seconds."""
         end = time.monotonic() + timeout

@@ -97,3 +97,14 @@ def test_terminating_the_command_stops_its_children(tmp_path):
     command.wait(15)
     command.stdout.close()
     assert not alive(pid)
+
+
+def test_waiting_for_a_line_ends_with_it_or_with_a_reason(tmp_path):
+    with Children(tmp_path, os.environ) as children:
+        child = children.start('sleeper', SLEEPER)
+        children.wait_for_line(child, 'up', 10)
+        with pytest.raises(ChildError, match='not ready within 0 s'):
+            children.wait_for_line(child, 'never', 0.3)
+        children.start('doomed', [sys.executable, '-c', 'raise SystemExit(4)'])
+        with pytest.raises(ChildError, match='doomed ended with status 4'):
+            children.wait_for_line(child, 'never', 10)

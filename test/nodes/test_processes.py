@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,13 @@ def start(domain, tmp_path):
         process.wait()
 
 
+def wait_for_line(log: Path, text: str, timeout: float = 60.0) -> None:
+    end = time.monotonic() + timeout
+    while text not in log.read_text():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
+
+
 def direct(bag: Path) -> tuple[np.ndarray, np.ndarray]:
     noise = preset(NOISE)
     pipeline = MappingPipeline(MappingConfig(), make_predictor(noise=noise), noise)
@@ -80,8 +88,10 @@ def test_the_graph_gives_what_the_pipeline_gives(start, bag, tmp_path):
         decode__significant_bits=12, save_on_shutdown=tmp_path / 'saved', idle_flush=1.0,
     )  # fmt: skip
     recorder = start('recorder', output=tmp_path / 'result', idle=3.0)
-    replay = start('replay', bag=bag, lockstep=3)
     stamps, poses = direct(bag)
+    wait_for_line(tmp_path / 'mapping_node.log', 'active')
+    wait_for_line(tmp_path / 'recorder.log', 'recording')
+    replay = start('replay', bag=bag, lockstep=3)
     assert len(stamps) == FRAMES
     assert replay.wait(60) == 0, (tmp_path / 'replay.log').read_text()
     assert recorder.wait(60) == 0, (tmp_path / 'recorder.log').read_text()
