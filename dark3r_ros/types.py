@@ -73,6 +73,8 @@ class Planes:
     binning: side of the block of mosaic pixels behind one value.
     stamp_ns: time of the exposure.
     camera: intrinsics at the size of the planes, or None.
+    processed: True for a picture that was no raw.
+    noise_variance: mean noise variance of R, G, B in counts squared where it was measured or modelled, else None.
 
     """
 
@@ -84,6 +86,7 @@ class Planes:
     stamp_ns: int
     camera: Camera | None = None
     processed: bool = False
+    noise_variance: tuple[float, float, float] | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,11 +12,14 @@ from dark3r_ros.errors import Dark3rError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.model.predictor import Predictor
+from dark3r_ros.raw.blind import plane_noise_variance
 from dark3r_ros.raw.camera_info import check_camera
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.raw.planes import choose_binning, display_image, to_planes
 from dark3r_ros.raw.snr import estimate_snr
-from dark3r_ros.types import Frame
+from dark3r_ros.types import Frame, Planes
+
+_VARIANCE_EVERY = 5
 
 
 class RefusedError(Exception):
@@ -36,6 +40,9 @@ class Intake:
     def __init__(self, config: MappingConfig, predictor: Predictor, noise: NoiseModel | None) -> None:
         self._config, self._predictor, self._noise = config, predictor, noise
         self._last_stamp_ns: int | None = None
+        self._variance: tuple[float, float, float] | None = None
+        self._variance_age = 0
+        self._variance_size = (0, 0)
         self.snr_db = math.nan
         self.samples = 0
 
@@ -73,7 +80,9 @@ class Intake:
         binning = self._config.binning or choose_binning(frame.size[0], self._config.network_width)
         planes = to_planes(frame, binning)
         noise = None if frame.processed else self._noise
-        self.snr_db = estimate_snr(planes, noise, frame).db
+        if noise is None:
+            planes = replace(planes, noise_variance=self._measured_variance(planes, frame))
+        self.snr_db = estimate_snr(planes, noise).db
         self.samples = planes.samples[1]
         assert planes.camera is not None
         return View(
@@ -86,3 +95,11 @@ class Intake:
             self.snr_db,
             self.samples,
         )
+
+    def _measured_variance(self, planes: Planes, frame: Frame) -> tuple[float, float, float]:
+        """Noise of the frame itself; measured anew every few frames, since that costs as much as binning them."""
+        if self._variance is None or self._variance_age >= _VARIANCE_EVERY or self._variance_size != planes.size:
+            red, green, blue = plane_noise_variance(planes, frame).tolist()
+            self._variance, self._variance_age, self._variance_size = (red, green, blue), 0, planes.size
+        self._variance_age += 1
+        return self._variance

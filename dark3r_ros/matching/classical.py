@@ -64,7 +64,9 @@ def stabilise(planes: Planes, noise: NoiseModel | None) -> NDArray[np.float32]:
         slope = noise.gain / total
         floor = noise.dark_variance / total
     else:
-        variance = max(float((weights / total) ** 2 @ plane_noise_variance(planes)), 1e-6)
+        known = planes.noise_variance
+        measured = plane_noise_variance(planes) if known is None else np.array(known)
+        variance = max(float((weights / total) ** 2 @ measured), 1e-6)
         slope = variance / max(float(np.median(grey)), 1e-3)
         floor = 0.1 * variance
     floor = max(floor, 1e-6)
@@ -103,7 +105,7 @@ class ClassicalPredictor:
         self._config = config or ClassicalConfig()
         self._noise = noise
         # More keypoints than are kept, so that there is a choice when they are spread; describing them costs most.
-        self._sift = cv2.SIFT.create(2 * self._config.max_keypoints, 3, self._config.contrast_threshold, 10.0, 1.6)
+        self._sift = cv2.SIFT.create(8 * self._config.max_keypoints, 3, self._config.contrast_threshold, 10.0, 1.6)
 
     @property
     def fingerprint(self) -> str:

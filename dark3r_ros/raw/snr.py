@@ -58,7 +58,7 @@ def estimate_snr(planes: Planes, noise: NoiseModel | None = None, frame: Frame |
 
     Parameters
     ----------
-    planes: binned planes of the frame.
+    planes: binned planes of the frame; a `noise_variance` it carries is used where there is no model.
     noise: its calibrated model. Without one the noise is estimated from the frame itself, which texture can only
         inflate, so that the SNR comes out too low rather than too high.
     frame: the mosaic behind the planes; used only without a model, and more accurate than the planes alone.
@@ -70,7 +70,8 @@ def estimate_snr(planes: Planes, noise: NoiseModel | None = None, frame: Frame |
         variance = noise.mean_planes_variance(planes)
         offset = noise.offset_sigma**2
     else:
-        variance = plane_noise_variance(planes, frame)
+        known = planes.noise_variance
+        variance = plane_noise_variance(planes, frame) if known is None else np.array(known)
         offset = 0.0
     clean_power = power - variance - offset
     per_plane = [_ratio_db(float(p), float(v)) for p, v in zip(clean_power, variance, strict=True)]
