@@ -20,6 +20,7 @@ from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import FrameUnposed, StateChanged
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.classical import ClassicalConfig
+from dark3r_ros.matching.learned import LearnedConfig
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.nodes import interface, parameters, runtime
 from dark3r_ros.nodes.calibration import CameraCache, FrameReader
@@ -51,8 +52,13 @@ def build_noise(config: NodeConfig) -> NoiseModel | None:
 def build_pipeline(node: MappingNode) -> Pipeline:
     """Build the pipeline that the parameters of the node describe."""
     noise = build_noise(node.config)
-    classical = parameters.read(node, 'matcher', ClassicalConfig)
-    predictor = make_predictor(node.config.predictor, noise=noise, classical=classical)
+    predictor = make_predictor(
+        node.config.predictor,
+        noise=noise,
+        classical=parameters.read(node, 'matcher', ClassicalConfig),
+        learned=parameters.read(node, 'learned', LearnedConfig),
+        device=node.config.device,
+    )
     return MappingPipeline(parameters.read(node, 'mapping', MappingConfig), predictor, noise)
 
 

@@ -9,6 +9,7 @@ from dark3r_ros.config import Config, setting
 from dark3r_ros.errors import ConfigError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.matching.classical import ClassicalConfig
+from dark3r_ros.matching.learned import LearnedConfig
 from dark3r_ros.raw.decode import DecodeOptions
 
 
@@ -31,7 +32,10 @@ class NodeConfig(Config):
     calibration_wait: float = setting(
         1.0, 'Time that the first images wait for a camera_info.', unit='s', minimum=0.0, maximum=60.0
     )
-    predictor: str = setting('classical', 'Matcher between two frames.', choices=('classical',))
+    predictor: str = setting(
+        'classical', 'Matcher between two frames: classical, a weight file or a folder of `dark3r export-engine`.'
+    )
+    device: str = setting('auto', 'Where a network runs.', choices=('auto', 'cpu', 'cuda'))
     noise_preset: str = setting('', 'Named noise model of the sensor; empty uses noise_file, or the frames alone.')
     noise_file: str = setting('', 'Noise model written by `dark3r calibrate-noise`; empty for none.')
     publish_tf: bool = setting(True, 'Publish map -> odom, or map -> base if nobody owns odom -> base.', dynamic=True)
@@ -88,4 +92,5 @@ GROUPS: dict[str, type[Config]] = {
     'decode': DecodeOptions,
     'mapping': MappingConfig,
     'matcher': ClassicalConfig,
+    'learned': LearnedConfig,
 }

@@ -125,6 +125,7 @@ def test_the_graph_gives_what_the_pipeline_gives(start, bag, tmp_path):
         ('mapping_node', {'queue_length': 0}, 'queue_length'),
         ('mapping_node', {'nonsense': 1}, 'nonsense'),
         ('mapping_node', {'noise_preset': 'unknown_camera'}, 'unknown_camera'),
+        ('mapping_node', {'predictor': '/does/not/exist.safetensors'}, '/does/not/exist.safetensors'),
         ('replay', {'bag': '/does/not/exist'}, '/does/not/exist'),
         ('recorder', {'output': '/proc/nothing/here'}, '/proc/nothing/here'),
     ],
