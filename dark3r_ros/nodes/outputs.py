@@ -25,6 +25,7 @@ from dark3r_ros.mapping.events import (
     KeyframeAdded,
     KeyframesMoved,
     KeyframeState,
+    MapDiscarded,
 )
 from dark3r_ros.nodes import convert, interface, qos
 from dark3r_ros.nodes.node_config import NodeConfig
@@ -138,6 +139,12 @@ class Outputs:
                 self._path.keyframes_moved(event.keyframes)
                 self.map_changed = True
                 moved.update({keyframe.keyframe_id: keyframe for keyframe in event.keyframes})
+            elif isinstance(event, MapDiscarded):
+                # Ids begin anew: what was said of the old map must not be mixed with the new one.
+                moved.clear()
+                self._path.clear()
+                self._waiting.clear()
+                self.withdraw()
         if moved and self.config.publish_keyframes:
             self._publish_keyframes(sorted(moved.values(), key=lambda keyframe: keyframe.stamp_ns))
         if self.config.publish_path and self._path.changed and self.path_throttle.ready(now):

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of topics, services and parameters from the code: `python -m dark3r_ros.nodes.reference > docs/ros.md`."""
+"""Tables of topics, services and parameters from the code.
+
+`python -m dark3r_ros.nodes.reference > docs/ros.md` makes the reference, `... --readme README.md` renews the tables of
+the README.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from dark3r_ros.config import Config
@@ -14,6 +21,9 @@ from dark3r_ros.nodes.parameters import parameter_name
 from dark3r_ros.nodes.recorder import RecorderConfig
 from dark3r_ros.nodes.replay import ReplayConfig
 from dark3r_ros.types import MappingState
+
+README_START = '<!-- tables of the mapping node: `python -m dark3r_ros.nodes.reference --readme README.md` -->'
+README_END = '<!-- end of the tables -->'
 
 _INTRODUCTION = """\
 <!-- Made by `python -m dark3r_ros.nodes.reference`; a test compares it with the code. -->
@@ -143,5 +153,25 @@ def document() -> str:
     )
 
 
+def with_tables(readme: str) -> str:
+    """Text of a README with the tables between its two markers renewed."""
+    before, rest = readme.split(README_START, 1)
+    _, after = rest.split(README_END, 1)
+    tables = (
+        mapping_tables().replace('### ', '**').replace('topics\n', 'topics**\n').replace('Services\n', 'Services**\n')
+    )
+    return f'{before}{README_START}\n\n{tables}\n{README_END}{after}'
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the reference, or renew the README given after `--readme`."""
+    if len(argv) == 2 and argv[0] == '--readme':
+        path = Path(argv[1])
+        path.write_text(with_tables(path.read_text()))
+    else:
+        print(document(), end='')
+    return 0
+
+
 if __name__ == '__main__':
-    print(document(), end='')
+    sys.exit(main(sys.argv[1:]))

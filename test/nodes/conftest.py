@@ -162,6 +162,10 @@ class FakePipeline:
                 events.FrameUnposed(frame.stamp_ns, frame.frame_id, 'nothing matches'),
                 events.StateChanged(frame.stamp_ns, MappingState(old), MappingState.LOST, 'nothing matches'),
             ]
+        if fate == 'discard':
+            self.poses.clear()
+            self.keyframes.clear()
+            return [events.MapDiscarded(frame.stamp_ns, 'the first map was too weak')]
         old, self.state = self.state, MappingState.TRACKING
         self.posed += 1
         pose = self.poses[frame.stamp_ns] = self.pose(number)

@@ -195,6 +195,14 @@ def test_late_poses_go_into_the_path_only(graph, make_node, camera, pipeline):
     assert stamps(paths[-1].poses) == [stamp(number) for number in range(4)]
 
 
+def test_a_discarded_map_leaves_path_and_map(graph, make_node, camera, pipeline):
+    pipeline.script = {3: 'discard'}
+    paths = graph.listen(Path, '/dark3r_mapping/path', qos.latched())
+    node = make_node(idle_flush=0.5, path_period=0.1)
+    drive(graph, camera, node, 6)
+    graph.until(lambda: paths and stamps(paths[-1].poses) == [stamp(number) for number in (4, 5)])
+
+
 def test_the_end_of_the_stream_refines_once_and_publishes_path_and_map(graph, make_node, camera, pipeline):
     paths = graph.listen(Path, '/dark3r_mapping/path', qos.latched())
     maps = graph.listen(PointCloud2, '/dark3r_mapping/map', qos.latched())

@@ -113,3 +113,9 @@ def test_the_reference_is_the_one_of_the_code():
     assert text == reference.document(), 'run: python -m dark3r_ros.nodes.reference > docs/ros.md'
     for name in declared(GROUPS):
         assert f'`{name}`' in text
+
+
+def test_the_tables_of_the_readme_are_those_of_the_code():
+    text = (ROOT / 'README.md').read_text()
+    assert text == reference.with_tables(text), 'run: python -m dark3r_ros.nodes.reference --readme README.md'
+    assert '`~/odometry`' in text and '`~/save_map`' in text
