@@ -1,177 +1,175 @@
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
-    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of topics, services and parameters from the code.
+
+`python -m dark3r_ros.nodes.reference > docs/ros.md` makes the reference, `... --readme README.md` renews the tables of
+the README.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from dark3r_ros.config import Config
+from dark3r_ros.nodes import interface
+from dark3r_ros.nodes.node_config import GROUPS
+from dark3r_ros.nodes.parameters import parameter_name
+from dark3r_ros.nodes.recorder import RecorderConfig
+from dark3r_ros.nodes.replay import ReplayConfig
+from dark3r_ros.types import MappingState
+
+README_START = '<!-- tables of the mapping node: `python -m dark3r_ros.nodes.reference --readme README.md` -->'
+README_END = '<!-- end of the tables -->'
+
+_INTRODUCTION = """\
+<!-- Made by `python -m dark3r_ros.nodes.reference`; a test compares it with the code. -->
+# ROS 2 reference
+
+`mapping_node` is a lifecycle node. With `autostart` (default) it configures and activates itself; without, a lifecycle
+manager or `ros2 lifecycle set /dark3r_mapping configure` does. Images are taken while it is active. Deactivating keeps
+the map, cleaning up forgets it, shutting down saves it when `save_on_shutdown` names a folder.
+
+Every output carries the stamp of the image it belongs to, to the nanosecond. Poses are those of `base_frame` in
+`map_frame` (REP-103 axes, REP-105 frames); the map starts at the first posed position of the base. Scale is arbitrary
+as long as `metric_scale` in the status is false. While the camera is lost nothing is published on /tf and ~/odometry.
+
+Drop policy: at most `queue_length` images wait. When one more arrives, the oldest waiting one is dropped and counted in
+`frames_dropped`; gaps between stamps are counted in `frames_missing`, since those frames never reached the node.
+
+Fast DDS loses nearly all large frames with its default transports: set `FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA` for
+every process of the graph, as the launch files do (with `ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST`: the shared-memory
+profile `config/fastdds_profile.xml` instead).
+"""
+
+_STATES = {
+    MappingState.WAITING_FOR_CALIBRATION: 'no usable image yet: no image, or no camera_info of its size',
+    MappingState.INITIALISING: 'looking for two frames with enough parallax',
+    MappingState.TRACKING: 'poses are published',
+    MappingState.DEGRADED: 'poses may be poor or missing: too dark, blurred, saturated or few matches',
+    MappingState.LOST: 'several frames in a row had no pose; the node keeps looking for its place',
+    MappingState.RELOCALISING: 'a place was recognised and is being confirmed',
+}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Build a Markdown table."""
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(cell.replace('|', '\\|') for cell in line) + ' |' for line in lines) + '\n'
+
+
+def topics_table(topics: Iterable[interface.Topic]) -> str:
+    """Build the table of some topics."""
+    words = {'image': 'see image_reliability', 'sensor': 'best effort'}
+    return table(
+        ('topic', 'type', 'QoS', 'meaning'),
+        ((f'`{item.name}`', item.type, words.get(item.qos, item.qos), item.doc) for item in topics),
+    )
+
+
+def services_table() -> str:
+    """Build the table of all services."""
+    return table(('service', 'type', 'meaning'), ((f'`{s.name}`', s.type, s.doc) for s in interface.SERVICES))
+
+
+def _range(item: dataclasses.Field[Any]) -> str:
+    if item.metadata.get('choices'):
+        return ', '.join(str(choice) for choice in item.metadata['choices'])
+    low, high = item.metadata.get('minimum'), item.metadata.get('maximum')
+    if low is None and high is None:
+        return ''
+    if high is None:
+        return f'>= {low:g}'
+    return f'<= {high:g}' if low is None else f'{low:g} to {high:g}'
+
+
+def parameters_table(groups: dict[str, type[Config]]) -> str:
+    """Build the table of the parameters of some configurations."""
+    rows = []
+    for prefix, cls in groups.items():
+        hints = get_type_hints(cls)
+        for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+            default = repr(item.default) if isinstance(item.default, str) else str(item.default).lower()
+            rows.append(
+                (
+                    f'`{parameter_name(prefix, item.name)}`',
+                    {int: 'int', float: 'double', bool: 'bool', str: 'string'}[hints[item.name]],
+                    default,
+                    _range(item),
+                    str(item.metadata['unit']),
+                    'yes' if item.metadata['dynamic'] else '',
+                    str(item.metadata['doc']),
+                )
+            )
+    return table(('parameter', 'type', 'default', 'range', 'unit', 'at run time', 'meaning'), rows)
+
+
+def mapping_tables() -> str:
+    """Topics, services and parameters of the mapping node."""
+    return '\n'.join(
+        [
+            '### Subscribed topics\n',
+            topics_table(interface.INPUTS),
+            '### Published topics\n',
+            topics_table(interface.OUTPUTS),
+            '### Services\n',
+            services_table(),
+        ]
+    )
+
+
+def document() -> str:
+    """Build the whole of docs/ros.md."""
+    states = table(
+        ('number', 'state', 'meaning'),
+        ((str(int(state)), state.name.lower(), meaning) for state, meaning in _STATES.items()),
+    )
+    return (
+        '\n'.join(
+            [
+                _INTRODUCTION,
+                '## Mapping node `dark3r_mapping`\n',
+                mapping_tables(),
+                '### States\n',
+                states,
+                '### Parameters\n',
+                'Given by `--ros-args --params-file config/online.yaml` or `-p name:=value`; unknown names and values\n'
+                'out of range are refused. Those marked in "at run time" may change while the node runs.\n',
+                parameters_table(GROUPS),
+                '## Replay node `dark3r_replay`\n',
+                'Plays a bag or a folder of frames with its own stamps: `python -m dark3r_ros.nodes.replay '
+                '--ros-args -p bag:=tunnel`.\n',
+                parameters_table({'': ReplayConfig}),
+                '## Recorder node `dark3r_recorder`\n',
+                'Writes a result folder from the topics of a mapping node: `python -m dark3r_ros.nodes.recorder '
+                '--ros-args -p output:=out`.\n',
+                parameters_table({'': RecorderConfig}),
+            ]
+        ).rstrip()
+        + '\n'
+    )
+
+
+def with_tables(readme: str) -> str:
+    """Text of a README with the tables between its two markers renewed."""
+    before, rest = readme.split(README_START, 1)
+    _, after = rest.split(README_END, 1)
+    tables = re.sub(r'^### (.*)$', r'**\1**', mapping_tables(), flags=re.MULTILINE)
+    return f'{before}{README_START}\n\n{tables}\n{README_END}{after}'
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the reference, or renew the README given after `--readme`."""
+    if len(argv) == 2 and argv[0] == '--readme':
+        path = Path(argv[1])
+        path.write_text(with_tables(path.read_text()))
+    else:
+        print(document(), end='')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
