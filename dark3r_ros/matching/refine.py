@@ -59,6 +59,8 @@ def match_coarse_to_fine(map_a: Tensor, map_b: Tensor, factor: int = 4, rounds: 
     """
     a, b = flatten_map(map_a), flatten_map(map_b)
     size_a, size_b = (map_a.shape[0], map_a.shape[1]), (map_b.shape[0], map_b.shape[1])
+    # A map smaller than a cell is one cell.
+    factor = min(factor, *size_a, *size_b)
     coarse = reciprocal_dense(pool_descriptors(map_a, factor), pool_descriptors(map_b, factor))
     pixel_a = _cell_centres(coarse.index_a, size_a, factor).to(a.device)
     pixel_b = _cell_centres(coarse.index_b, size_b, factor).to(a.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dark3r_ros.errors import ConfigError
 from dark3r_ros.model.config import NetworkConfig
-from dark3r_ros.model.network import Grid, TwoViewNetwork, ViewPrediction
+from dark3r_ros.model.network import Grid, TwoViewNetwork, ViewPrediction, images_grid
 from dark3r_ros.model.weights import fingerprint, load_network
 
 PRECISIONS = ('auto', 'fp32', 'tf32', 'bf16', 'fp16')
@@ -155,10 +155,10 @@ class TorchBackend:
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 -> tokens (B, N, E) on the device."""
-        patch = self.config.patch_size
+        grid = images_grid(images, self.config)
         with self._precision_scope():
             # Made here, so that a compiled graph takes the position tables as they are.
-            self.network.rotations((images.shape[2] // patch, images.shape[3] // patch), self.device)
+            self.network.rotations(grid, self.device)
             tokens = self._encode(images.to(self.device))
             return tokens.clone() if self._copy else tokens
 

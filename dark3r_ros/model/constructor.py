@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from dark3r_ros.errors import DataError
-from dark3r_ros.model.config import NetworkConfig
 
 _INFINITY = math.inf
 # Stated by the published training commands; other modes would need other output activations.
@@ -22,6 +21,7 @@ _MODES = {
     'conf_mode': ('exp', 1, _INFINITY),
     'desc_conf_mode': ('exp', 0, _INFINITY),
     'two_confs': True,
+    'desc_mode': 'norm',
     'head_type': 'catmlp+dpt',
 }
 _SIZES = ('enc_embed_dim', 'enc_depth', 'enc_num_heads', 'dec_embed_dim', 'dec_depth', 'dec_num_heads', 'patch_size')
@@ -62,8 +62,11 @@ def parse_constructor(text: str) -> tuple[str, dict[str, Any]]:
     return call.func.id, values
 
 
-def config_from_constructor(text: str) -> NetworkConfig:
-    """Sizes from the constructor call of a checkpoint; DataError when it describes another kind of network."""
+def stated_sizes(text: str) -> dict[str, Any]:
+    """Fields of `NetworkConfig` that the constructor call of a checkpoint states.
+
+    Raises DataError when it describes another kind of network.
+    """
     name, values = parse_constructor(text)
     if name != _CLASS:
         raise DataError(f'the checkpoint is of architecture {name}; only {_CLASS} is supported')
@@ -77,7 +80,7 @@ def config_from_constructor(text: str) -> NetworkConfig:
     sizes = {key: values[key] for key in _SIZES if key in values}
     if 'mlp_ratio' in values:
         sizes['mlp_ratio'] = float(values['mlp_ratio'])
-    return NetworkConfig(**sizes, **_embedded_numbers(values))
+    return {**sizes, **_embedded_numbers(values)}
 
 
 def _embedded_numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dark3r_ros.model.config import NetworkConfig
-from dark3r_ros.model.layers import Mlp
+from dark3r_ros.model.layers import Mlp, hidden_width
 
 POINT_CHANNELS = 4
 
@@ -140,7 +140,9 @@ class ViewHead(nn.Module):
         self.add_module(self.kind, DptHead(config) if config.head == 'dpt' else LinearHead(config))
         self.factor = config.patch_size // config.output_stride
         width = config.enc_embed_dim + config.dec_embed_dim
-        self.head_local_features = Mlp(width, int(width * config.local_ratio), (config.desc_dim + 1) * self.factor**2)
+        self.head_local_features = Mlp(
+            width, hidden_width(width, config.local_ratio), (config.desc_dim + 1) * self.factor**2
+        )
 
     def forward(self, layers: Sequence[Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Encoder and decoder tokens -> points (B, 4, H/s, W/s) and descriptors (B, desc_dim + 1, H/s, W/s)."""

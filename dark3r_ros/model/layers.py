@@ -53,6 +53,11 @@ class Mlp(nn.Module):
         return self.fc2(functional.gelu(self.fc1(x)))
 
 
+def hidden_width(width: int, ratio: float) -> int:
+    """Width of a hidden layer; a ratio read off shapes, hidden / width, gives the hidden width back."""
+    return int(width * ratio + 1e-6)
+
+
 def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
@@ -109,7 +114,7 @@ class EncoderBlock(nn.Module):
         self.norm1 = Norm(width, eps=eps)
         self.attn = SelfAttention(width, heads)
         self.norm2 = Norm(width, eps=eps)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, hidden_width(width, mlp_ratio))
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         """(B, N, width) -> (B, N, width)."""
@@ -128,7 +133,7 @@ class DecoderBlock(nn.Module):
         self.norm_y = Norm(width, eps=eps)
         self.cross_attn = CrossAttention(width, heads)
         self.norm3 = Norm(width, eps=eps)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, hidden_width(width, mlp_ratio))
 
     def forward(self, x: Tensor, memory: Tensor, rotation: Rotation, memory_rotation: Rotation) -> Tensor:
         """(B, N, width), (B, M, width) -> (B, N, width)."""

@@ -59,6 +59,26 @@ def _full_precision(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)
 
 
+def token_grid(height: int, width: int, patch: int) -> Grid:
+    """Rows and columns of tokens of an image; DataError when its size is no multiple of the patch."""
+    if height < patch or width < patch or height % patch or width % patch:
+        raise DataError(
+            f'an image of {width}x{height} does not divide into patches of {patch}x{patch}: '
+            'pad or crop it to a multiple of the patch size'
+        )
+    return height // patch, width // patch
+
+
+def images_grid(images: Tensor, config: NetworkConfig) -> Grid:
+    """Token grid of images (B, C, H, W); DataError when a network of this configuration cannot take them."""
+    if images.ndim != 4 or images.shape[1] != config.in_channels:
+        raise DataError(
+            f'the network takes images (batch, {config.in_channels}, height, width), '
+            f'got an array of shape {tuple(images.shape)}'
+        )
+    return token_grid(int(images.shape[2]), int(images.shape[3]), config.patch_size)
+
+
 class PatchEmbed(nn.Module):
     """Image -> one token a patch, in raster order."""
 
@@ -100,13 +120,7 @@ class TwoViewNetwork(nn.Module):
 
     def grid(self, height: int, width: int) -> Grid:
         """Rows and columns of tokens of an image; DataError when its size is no multiple of the patch."""
-        patch = self.config.patch_size
-        if height < patch or width < patch or height % patch or width % patch:
-            raise DataError(
-                f'an image of {width}x{height} does not divide into patches of {patch}x{patch}: '
-                'pad or crop it to a multiple of the patch size'
-            )
-        return height // patch, width // patch
+        return token_grid(height, width, self.config.patch_size)
 
     def rotations(self, grid: Grid, device: torch.device) -> tuple[Rotation, Rotation]:
         """Position tables of a token grid for encoder and decoder; made once a grid and device."""
@@ -126,14 +140,9 @@ class TwoViewNetwork(nn.Module):
 
         Raises DataError for a wrong number of channels or a size that is no multiple of the patch.
         """
-        if images.ndim != 4 or images.shape[1] != self.config.in_channels:
-            raise DataError(
-                f'the network takes images (batch, {self.config.in_channels}, height, width), '
-                f'got an array of shape {tuple(images.shape)}'
-            )
-        grid = self.grid(int(images.shape[2]), int(images.shape[3]))
+        grid = images_grid(images, self.config)
         with _full_precision(images.device):
-            tokens = self.patch_embed(images.float())
+            tokens = self.patch_embed(images.to(self.patch_embed.proj.weight.dtype))
         rotation, _ = self.rotations(grid, images.device)
         for block in self.enc_blocks:
             tokens = block(tokens, rotation)
@@ -165,9 +174,10 @@ class TwoViewNetwork(nn.Module):
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Head outputs before their activation: points (B, 4, H', W') and descriptors (B, D + 1, H', W') a view."""
         layers1, layers2 = self.decode_tokens(encoded1, encoded2, grid1, grid2)
+        full = self.decoder_embed.weight.dtype
         with _full_precision(encoded1.device):
-            raw1 = self.downstream_head1([layer.float() for layer in layers1], grid1)
-            raw2 = self.downstream_head2([layer.float() for layer in layers2], grid2)
+            raw1 = self.downstream_head1([layer.to(full) for layer in layers1], grid1)
+            raw2 = self.downstream_head2([layer.to(full) for layer in layers2], grid2)
         return raw1, raw2
 
     def decode(

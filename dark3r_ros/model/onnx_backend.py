@@ -12,7 +12,7 @@ from torch import Tensor
 from dark3r_ros.errors import ConfigError, DataError, DependencyError
 from dark3r_ros.model.config import NetworkConfig
 from dark3r_ros.model.export import decoder_file, encoder_file, read_manifest
-from dark3r_ros.model.network import Grid, ViewPrediction, activate
+from dark3r_ros.model.network import Grid, ViewPrediction, activate, images_grid
 
 _PROVIDERS = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}
 
@@ -86,9 +86,7 @@ class OnnxBackend:
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 -> tokens (B, N, E)."""
-        patch = self.config.patch_size
-        grid = (images.shape[2] // patch, images.shape[3] // patch)
-        return self._run(encoder_file(grid), images=images)[0]
+        return self._run(encoder_file(images_grid(images, self.config)), images=images)[0]
 
     def decode(
         self, tokens1: Tensor, tokens2: Tensor, grid1: Grid, grid2: Grid

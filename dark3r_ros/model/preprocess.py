@@ -7,6 +7,7 @@ Raw frames do not come this way; see `normalise`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,16 +84,17 @@ def crop_geometry(
     else:
         target = size
     resized = (round(width * target / long_side), round(height * target / long_side))
-    centre_x, centre_y = resized[0] // 2, resized[1] // 2
+    # From the halved size, so that an odd one loses its last column or row.
+    even_x, even_y = resized[0] // 2 * 2, resized[1] // 2 * 2
     if size == SQUARE:
-        half_x = half_y = min(centre_x, centre_y)
+        cut_x = cut_y = min(even_x, even_y)
     else:
-        half_x = 2 * centre_x // patch * patch // 2
-        half_y = 2 * centre_y // patch * patch // 2
+        cut_x, cut_y = even_x // patch * patch, even_y // patch * patch
         if resized[0] == resized[1] and not allow_square:
-            half_y = 3 * half_x // 4
-    box = (centre_x - half_x, centre_y - half_y, centre_x + half_x, centre_y + half_y)
-    if half_x * 2 < patch or half_y * 2 < patch:
+            cut_y = 3 * cut_x // 4
+    left, top = (even_x - cut_x) // 2, (even_y - cut_y) // 2
+    box = (left, top, left + cut_x, top + cut_y)
+    if cut_x < patch or cut_y < patch:
         raise DataError(
             f'a picture of {width}x{height} is too narrow: scaled to {resized[0]}x{resized[1]} '
             f'it does not hold one patch of {patch}x{patch}'
@@ -106,6 +108,20 @@ def _pillow() -> Any:
     except ImportError as error:
         raise DependencyError('preparing 8-bit pictures needs Pillow: pip install pillow') from error
     return Image
+
+
+def read_picture(path: str | Path) -> NDArray[np.uint8]:
+    """Read a picture file as RGB (H, W, 3) uint8, turned as its orientation tag says; DataError when it is none."""
+    image_module = _pillow()
+    from PIL import ImageOps
+
+    try:
+        with image_module.open(path) as picture:
+            return np.array(ImageOps.exif_transpose(picture).convert('RGB'))
+    except FileNotFoundError as error:
+        raise DataError(f'no picture at {path}') from error
+    except (OSError, SyntaxError) as error:
+        raise DataError(f'{path} is no readable picture: {error}') from error
 
 
 def prepare_picture(

@@ -18,7 +18,7 @@ from torch import Tensor
 from dark3r_ros.errors import ConfigError, DataError, DependencyError, OutputError
 from dark3r_ros.model.config import NetworkConfig
 from dark3r_ros.model.export import DECODER_NAMES, ENCODER_NAMES, decoder_file, encoder_file, read_manifest
-from dark3r_ros.model.network import Grid, ViewPrediction, activate
+from dark3r_ros.model.network import Grid, ViewPrediction, activate, images_grid
 from dark3r_ros.model.onnx_backend import graph_for
 
 DEVICE = 'cuda'
@@ -154,9 +154,7 @@ class TensorRtBackend:
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 -> tokens (B, N, E) on the GPU."""
-        patch = self.config.patch_size
-        grid = (images.shape[2] // patch, images.shape[3] // patch)
-        return self._run(encoder_file(grid), ENCODER_NAMES, images)[0]
+        return self._run(encoder_file(images_grid(images, self.config)), ENCODER_NAMES, images)[0]
 
     def decode(
         self, tokens1: Tensor, tokens2: Tensor, grid1: Grid, grid2: Grid

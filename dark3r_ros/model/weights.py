@@ -12,6 +12,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,13 +28,15 @@ from dark3r_ros.config import from_mapping, to_mapping
 from dark3r_ros.errors import ConfigError, DataError, OutputError
 from dark3r_ros.model.architecture import infer_config
 from dark3r_ros.model.config import NetworkConfig
-from dark3r_ros.model.constructor import config_from_constructor
+from dark3r_ros.model.constructor import stated_sizes
 from dark3r_ros.model.network import TwoViewNetwork
 
 HEADER_KEY = 'dark3r'
 _UNUSED = re.compile(
     r'mask_token|downstream_head[12]\.dpt\.(scratch\.refinenet4\.resConfUnit1\..+|act_\d_postprocess\..+)'
 )
+# What torch's DistributedDataParallel puts before every name.
+_PARALLEL = 'module.'
 _ALIAS = re.compile(r'(.*\.scratch\.)layer_rn\.(\d)\.weight')
 
 
@@ -90,8 +93,11 @@ class WeightsFile:
 def canonical_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Bring key names to those of the network: one name a tensor, unused ones out, old files completed.
 
-    Returns the state and the ignored keys. A file without `dec_blocks2` gets a copy of `dec_blocks`.
+    Returns the state and the ignored keys. A file without `dec_blocks2` gets a copy of `dec_blocks`; the prefix of
+    checkpoints saved from a parallel training goes.
     """
+    if state and all(key.startswith(_PARALLEL) for key in state):
+        state = {key.removeprefix(_PARALLEL): value for key, value in state.items()}
     result: dict[str, Tensor] = {}
     ignored: list[str] = []
     for key, value in state.items():
@@ -144,27 +150,38 @@ def _listing(word: str, keys: list[str]) -> str:
     return f'{len(keys)} {word} keys: {", ".join(keys[:3])}{more}'
 
 
-def read_weights(path: str | Path) -> WeightsFile:
+def read_weights(path: str | Path, config: NetworkConfig | None = None) -> WeightsFile:
     """Read a safetensors or pickled weight file.
 
-    The architecture comes from our header, else from the constructor call in the checkpoint, else from the shapes.
-    Raises DataError with one line for a missing, truncated, foreign or code-carrying file.
+    The architecture comes from our header; else it is `config` when given; else it comes from the shapes, with what the
+    constructor call in the checkpoint says of head numbers and positions. Raises DataError with one line for a missing,
+    truncated, foreign or code-carrying file.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f'no weight file at {path}: name an existing .safetensors or .pth file')
-    with path.open('rb') as stream:
-        start = stream.read(16)
+    try:
+        with path.open('rb') as stream:
+            start = stream.read(16)
+    except OSError as error:
+        raise DataError(f'cannot read {path}: {error.strerror or error}') from error
     # A safetensors file begins with the length of its JSON header, whose first byte may be that of a pickle.
     if start[8:9] != b'{' and (start[:2] == b'PK' or start[:1] == b'\x80'):
         state, constructor = _read_pickled(path)
-        config = config_from_constructor(constructor) if constructor else infer_config(state, str(path))
-        return WeightsFile(path, state, config, None, 'pickled checkpoint')
+        return WeightsFile(path, state, config or _architecture(state, path, constructor), None, 'pickled checkpoint')
     state, metadata = _read_safetensors(path)
     if HEADER_KEY in metadata:
         info = _parse_header(metadata[HEADER_KEY], path)
         return WeightsFile(path, state, info.architecture, info, 'safetensors with dark3r header')
-    return WeightsFile(path, state, infer_config(state, str(path)), None, 'safetensors')
+    return WeightsFile(path, state, config or _architecture(state, path), None, 'safetensors')
+
+
+def _architecture(state: Mapping[str, Tensor], path: Path, constructor: str = '') -> NetworkConfig:
+    try:
+        stated = stated_sizes(constructor) if constructor else {}
+    except DataError as error:
+        raise DataError(f'{path}: {error}') from error
+    return infer_config(canonical_state(state)[0], str(path), stated)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -178,7 +195,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickled(path: Path) -> tuple[dict[str, Tensor], str]:
     """Tensors and constructor call of a pickled checkpoint, by the unpickler that knows tensors and Namespace only."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # Other pickle protocols are worth no second line: they load, or are refused below.
+            warnings.simplefilter('ignore')
             content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         found = re.search(r'(?:GLOBAL|Global|global) ([\w.]+)', str(error))
@@ -208,9 +227,14 @@ def _parse_header(text: str, path: Path) -> WeightsInfo:
         raise DataError(f'{path} has an unreadable dark3r header: {error}') from error
 
 
-def load_network(source: str | Path | WeightsFile) -> tuple[TwoViewNetwork, WeightsFile, LoadReport]:
-    """Build the network that a weight file describes and fill it; evaluation mode, float32, on the CPU."""
-    weights = source if isinstance(source, WeightsFile) else read_weights(source)
+def load_network(
+    source: str | Path | WeightsFile, config: NetworkConfig | None = None
+) -> tuple[TwoViewNetwork, WeightsFile, LoadReport]:
+    """Build the network that a weight file describes and fill it; evaluation mode, float32, on the CPU.
+
+    `config` gives the sizes of a file that does not tell them, see `read_weights`.
+    """
+    weights = source if isinstance(source, WeightsFile) else read_weights(source, config)
     with torch.device('meta'):
         network = TwoViewNetwork(weights.config)
     report = load_state(network, weights.state, str(weights.path))

@@ -92,6 +92,19 @@ def test_coarse_to_fine_of_different_sizes_and_of_unrelated_maps():
     assert len(unrelated) < len(matches)
 
 
+def test_maps_smaller_than_a_cell_are_one_cell():
+    for size_a, size_b in (((1, 1), (1, 5)), ((2, 3), (9, 3)), ((3, 20), (20, 20))):
+        a, b = field(*size_a), field(*size_b)
+        matches = match_coarse_to_fine(a, b, 16)
+        dense = reciprocal_dense(a, b)
+        assert len(matches) > 0
+        if size_a == (1, 1):
+            assert (matches.index_a.tolist(), matches.index_b.tolist()) == (
+                dense.index_a.tolist(),
+                dense.index_b.tolist(),
+            )
+
+
 def test_pooled_descriptors_are_cell_means_of_unit_length():
     a = field(9, 11)
     pooled = pool_descriptors(a, 4)

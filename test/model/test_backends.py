@@ -15,7 +15,7 @@ from dark3r_ros.errors import ConfigError, DataError, DependencyError, OutputErr
 from dark3r_ros.model import tensorrt_backend
 from dark3r_ros.model.backend import TorchBackend, choose_device, choose_precision
 from dark3r_ros.model.config import PRESETS, NetworkConfig
-from dark3r_ros.model.export import export_folder, read_manifest
+from dark3r_ros.model.export import decoder_file, export_folder, read_manifest
 from dark3r_ros.model.network import TwoViewNetwork, initialise
 from dark3r_ros.model.onnx_backend import OnnxBackend
 from dark3r_ros.model.tensorrt_backend import TensorRtBackend
@@ -173,6 +173,33 @@ def test_onnx_reproduces_the_golden_small_cases(shared_root, tmp_path):
         backend = OnnxBackend(tmp_path / 'odd' if case == 'odd' else tmp_path, 'cpu', threads=1)
         arrays = dict(np.load(folder / f'{case}.npz'))
         assert_matches(golden_outputs(backend, arrays), arrays)
+        assert_head_outputs_close(backend, network, [torch.from_numpy(arrays[name]) for name in ('img1', 'img2')])
+
+
+def assert_head_outputs_close(backend, network, pair):
+    """Before their activation all outputs agree to 1e-5: what is left in a descriptor is its length over the largest.
+
+    A unit vector made of a raw one n times shorter than the largest has n times its rounding, in any float32 program.
+    """
+    grids = [network.grid(*image.shape[2:]) for image in pair]
+    with torch.inference_mode():
+        expected = network.decode_raw(*map(network.encode, pair), *grids)
+    tokens = {f'tokens{n}': backend.encode(image) for n, image in enumerate(pair, start=1)}
+    got = backend._run(decoder_file(*grids), **tokens)
+    for one, other in zip(got, (*expected[0], *expected[1]), strict=True):
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()
+
+
+def test_every_backend_refuses_images_that_it_cannot_take(network, exported):
+    for backend in (TorchBackend(network, device='cpu'), OnnxBackend(exported, 'cpu', threads=1)):
+        for shape, message in (
+            ((1, 1, 48, 64), r'takes images \(batch, 3'),
+            ((3, 48, 64), r'takes images \(batch, 3'),
+            ((1, 3, 8, 64), '64x8 does not divide into patches'),
+            ((1, 3, 50, 64), '64x50 does not divide into patches'),
+        ):
+            with pytest.raises(DataError, match=message):
+                backend.encode(torch.zeros(shape))
 
 
 @pytest.mark.slow

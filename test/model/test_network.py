@@ -165,6 +165,18 @@ def test_dpt_head_takes_the_encoder_only_at_hook_0():
     assert DptHead(TINY_DPT).act_postprocess[0][0].in_channels == config.enc_embed_dim
 
 
+@pytest.mark.parametrize('config', [TINY, TINY_DPT])
+def test_float64_network_computes_in_float64(config):
+    torch.manual_seed(6)
+    first, second = torch.randn(2, 3, 48, 80), torch.randn(2, 3, 80, 48)
+    with torch.inference_mode():
+        single = make(config)(first, second)
+        double = make(config).double()(first, second)
+    for low, high in zip((*single[0], *single[1]), (*double[0], *double[1]), strict=True):
+        assert high.dtype == torch.float64
+        assert 0 < (low - high).abs().max() < 1e-4 * high.abs().max()
+
+
 def test_inference_does_not_spoil_a_later_training_step():
     network = initialise(TwoViewNetwork(TINY), 0)
     image = torch.randn(1, 3, 32, 48)

@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dark3r_ros.errors import DataError
 from dark3r_ros.geometry.camera import Camera
-from dark3r_ros.model.preprocess import crop_geometry, prepare_picture
+from dark3r_ros.model.preprocess import crop_geometry, prepare_picture, read_picture
 
 
 def test_golden_sizes(shared_root):
@@ -48,6 +49,27 @@ def test_intrinsics_follow_scale_and_crop(width, height, size):
 def test_square_pictures_may_stay_square():
     assert crop_geometry(900, 900, allow_square=True).size == (512, 512)
     assert crop_geometry(900, 900).size == (512, 384)
+
+
+def test_odd_patches_divide_the_crop():
+    for size in [(1000, 731), (731, 1000), (333, 500)]:
+        geometry = crop_geometry(*size, patch=15)
+        assert [side % 15 for side in geometry.size] == [0, 0]
+        assert all(0 <= edge <= limit for edge, limit in zip(geometry.box, 2 * geometry.resized, strict=True))
+
+
+def test_picture_files_are_turned_and_made_rgb(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    tag = Image.Exif()
+    tag[0x0112] = 6  # camera held on its side: to be turned clockwise by a quarter
+    Image.fromarray(rgb).save(tmp_path / 'turned.png', exif=tag)
+    np.testing.assert_array_equal(read_picture(tmp_path / 'turned.png'), np.rot90(rgb, -1))
+    Image.fromarray(rgb[..., 0]).save(tmp_path / 'grey.png')
+    np.testing.assert_array_equal(read_picture(tmp_path / 'grey.png'), rgb[..., :1].repeat(3, 2))
+    (tmp_path / 'text.png').write_text('no picture')
+    for name, message in (('text.png', 'no readable picture'), ('absent.png', 'no picture at')):
+        with pytest.raises(DataError, match=message):
+            read_picture(tmp_path / name)
 
 
 def test_unusable_pictures():

@@ -5,7 +5,9 @@ import argparse
 import json
 import os
 import pickle
+import re
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from dark3r_ros.cli.main import main
 from dark3r_ros.errors import ConfigError, DataError, OutputError
 from dark3r_ros.model.config import NetworkConfig
-from dark3r_ros.model.constructor import config_from_constructor, parse_constructor
+from dark3r_ros.model.constructor import parse_constructor, stated_sizes
+from dark3r_ros.model.layers import hidden_width
 from dark3r_ros.model.network import TwoViewNetwork, initialise
 from dark3r_ros.model.weights import (
     WeightsInfo,
@@ -98,25 +101,63 @@ def test_pickled_checkpoint_with_namespace(tmp_path, small, with_args, legacy):
     path = tmp_path / 'official.pth'
     call = CALL.replace('1024', '64').replace('768', '64').replace('desc24', 'desc2')
     call = call.replace('enc_depth=24', 'enc_depth=1').replace('dec_depth=12', 'dec_depth=4')
-    call = call.replace('num_heads=16', 'num_heads=1').replace('num_heads=12', 'num_heads=1')
+    call = call.replace('num_heads=16', 'num_heads=4').replace('num_heads=12', 'num_heads=2')
     content = {'model': official_state(small), 'epoch': 3}
     if with_args:
         content['args'] = argparse.Namespace(model=call, lr=1e-4)
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     weights = read_weights(path)
     assert weights.normalisation == 'paper'
-    if with_args:
-        # The call does not tell the sizes of the heads; the official ones do not fit this small network.
-        assert (weights.config.enc_embed_dim, weights.config.dec_depth, weights.config.desc_dim) == (64, 4, 2)
-        with pytest.raises(DataError, match='wrong architecture'):
-            load_network(weights)
-    else:
-        assert weights.config == SMALL
-        loaded, _, report = load_network(weights)
-        assert_same(small, loaded)
-        assert 'mask_token' in report.ignored
-        assert len(report.ignored) == 8 + 1 + 2
-        assert not report.unexpected
+    # The call tells the numbers of attention heads, the shapes the sizes of the output heads.
+    assert weights.config == (replace(SMALL, enc_num_heads=4, dec_num_heads=2) if with_args else SMALL)
+    loaded, _, report = load_network(weights)
+    assert_same(small, loaded)
+    assert 'mask_token' in report.ignored
+    assert len(report.ignored) == 8 + 1 + 2
+    assert not report.unexpected
+
+
+def test_constructor_that_contradicts_the_tensors(tmp_path, small):
+    path = tmp_path / 'official.pth'
+    for call, message in (
+        (CALL, 'enc_embed_dim is stated as 1024, the tensors have 64'),
+        ('AsymmetricMASt3R(enc_depth=2)', 'enc_depth is stated as 2, the tensors have 1'),
+        ('AsymmetricMASt3R(enc_num_heads=7)', 'encoder width 64 over 7 heads'),
+        ('AsymmetricMASt3R(two_confs=False)', 'two_confs=False; only True is supported'),
+    ):
+        torch.save({'model': small.state_dict(), 'args': argparse.Namespace(model=call)}, path)
+        with pytest.raises(DataError, match=message) as caught:
+            read_weights(path)
+        assert str(path) in str(caught.value)
+
+
+def test_shapes_that_do_not_tell_the_numbers_of_heads(shared_root):
+    from network_golden import read_config
+
+    folder = shared_root / 'reference' / 'mast3r_small'
+    with pytest.raises(DataError, match='enc_embed_dim 48 is no multiple of 64'):
+        read_weights(folder / 'weights.safetensors')
+    config, _ = read_config(folder / 'config.json')
+    network, weights, report = load_network(folder / 'weights.safetensors', config)
+    assert network.config == weights.config == config
+    assert report.unexpected == ()
+
+
+def test_prefix_of_parallel_training_is_taken_away(tmp_path, small):
+    state = {f'module.{key}': value for key, value in official_state(small).items()}
+    torch.save({'model': state}, tmp_path / 'parallel.pth')
+    loaded, weights, report = load_network(tmp_path / 'parallel.pth')
+    assert weights.config == SMALL
+    assert not report.unexpected
+    assert_same(small, loaded)
+
+
+def test_hidden_width_read_off_shapes_comes_back():
+    assert all(hidden_width(w, h / w) == h for w in range(4, 120) for h in range(1, 5 * w))
+    config = replace(TINY, enc_embed_dim=44, enc_num_heads=11, mlp_ratio=15 / 11)
+    with torch.device('meta'):
+        network = TwoViewNetwork(config)
+    assert network.enc_blocks[0].mlp.fc1.out_features == 60
 
 
 def test_safetensors_export_without_header_and_with_second_names_only(tmp_path, small):
@@ -249,7 +290,9 @@ def test_header_must_describe_the_network(tmp_path):
 
 
 def test_constructor_of_the_public_model():
-    assert config_from_constructor(CALL) == NetworkConfig()
+    assert NetworkConfig(**stated_sizes(CALL)) == NetworkConfig()
+    other = CALL.replace('RoPE100', 'RoPE10000').replace('desc24', 'desc16').replace('two_', "desc_mode=('norm'), two_")
+    assert NetworkConfig(**stated_sizes(other)) == NetworkConfig(rope_base=10000.0, desc_dim=16)
     name, values = parse_constructor(CALL)
     assert name == 'AsymmetricMASt3R'
     assert values['depth_mode'] == ('exp', -np.inf, np.inf)
@@ -263,6 +306,8 @@ def test_constructor_of_the_public_model():
         ("AsymmetricMASt3R(head_type='linear')", "head_type='linear'"),
         ("AsymmetricMASt3R(pos_embed='cosine')", "pos_embed='cosine'"),
         ("AsymmetricMASt3R(output_mode='pts3d')", "output_mode='pts3d'"),
+        ("AsymmetricMASt3R(depth_mode=('linear', -inf, inf))", "depth_mode=('linear', -inf, inf)"),
+        ("AsymmetricMASt3R(conf_mode=('exp', 1, 10))", "conf_mode=('exp', 1, 10)"),
         ('AsymmetricMASt3R(strange=1)', 'unknown architecture setting strange=1'),
         ('AsymmetricMASt3R(enc_depth=10**10**10)', 'no plain value'),
         ('AsymmetricMASt3R(**{})', 'unpacked'),
@@ -274,8 +319,8 @@ def test_constructor_of_the_public_model():
     ],
 )
 def test_foreign_constructors(text, message):
-    with pytest.raises(DataError, match=message.replace('(', r'\(')):
-        config_from_constructor(text)
+    with pytest.raises(DataError, match=re.escape(message)):
+        stated_sizes(text)
 
 
 def test_golden_small_weights_load_without_leftovers(shared_root):
