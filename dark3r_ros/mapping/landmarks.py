@@ -54,6 +54,16 @@ class KeypointTable:
         self.pixels[index[fresh]] = pixels[fresh]
         return index
 
+    def landmarks_at(self, pixels: Array, index: Index | None) -> Index:
+        """Landmarks (N,) that points (N, 2) observe, -1 where they observe none or are not known; adds nothing."""
+        if index is None:
+            cells = np.rint(pixels).astype(np.int64).tolist()
+            index = np.array([self._cells.get((x, y), -1) for x, y in cells], dtype=np.int64)
+        result = np.full(len(index), -1, dtype=np.int64)
+        known = (index >= 0) & (index < len(self))
+        result[known] = self.landmark[index[known]]
+        return result
+
     def _rows_by_cell(self, pixels: Array) -> Index:
         rows = np.empty(len(pixels), dtype=np.int64)
         following = max(len(self), len(self._cells))

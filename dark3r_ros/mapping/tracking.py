@@ -62,8 +62,7 @@ class _Links:
 def _links(references: Sequence[Keyframe], matches: Sequence[Correspondences]) -> _Links:
     parts: list[tuple[Array, Index, Array, Index, Array]] = []
     for number, (keyframe, found) in enumerate(zip(references, matches, strict=True)):
-        rows = keyframe.table.lookup(found.points_a, found.index_a)
-        landmark = keyframe.table.landmark[rows]
+        landmark = keyframe.table.landmarks_at(found.points_a, found.index_a)
         known = landmark >= 0
         parts.append(
             (
