@@ -129,6 +129,8 @@ def fetch(
             'then repeat with --accept-noncommercial'
         )
     if target.exists():
+        if sha256 and file_hash(target) != sha256.lower():
+            raise DataError(f'{target} is there, but has not the SHA-256 {sha256.lower()}: delete it to fetch it again')
         return target
     try:
         expected = describe(remote.url)
@@ -180,16 +182,20 @@ def _download(url: str, partial: Path, size: int, progress: Callable[[int, int],
         raise ConnectionError(f'the connection ended after {done} of {total} bytes')
 
 
-def check_hash(path: Path, sha256: str) -> None:
-    """Compare the SHA-256 of a downloaded part with the expected one; a wrong part is deleted, DataError raised."""
-    if not sha256:
-        return
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open('rb') as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
-    if digest.hexdigest() != sha256:
+    return digest.hexdigest()
+
+
+def check_hash(path: Path, sha256: str) -> None:
+    """Compare the SHA-256 of a downloaded part with the expected one; a wrong part is deleted, DataError raised."""
+    if not sha256:
+        return
+    found = file_hash(path)
+    if found != sha256:
         path.unlink()
-        raise DataError(
-            f'the download has SHA-256 {digest.hexdigest()}, expected {sha256}: it was deleted, fetch it again'
-        )
+        raise DataError(f'the download has SHA-256 {found}, expected {sha256}: it was deleted, fetch it again')

@@ -166,7 +166,8 @@ def read_weights(path: str | Path, config: NetworkConfig | None = None) -> Weigh
     except OSError as error:
         raise DataError(f'cannot read {path}: {error.strerror or error}') from error
     # A safetensors file begins with the length of its JSON header, whose first byte may be that of a pickle.
-    if start[8:9] != b'{' and (start[:2] == b'PK' or start[:1] == b'\x80'):
+    known_pickle = start[:2] == b'PK' or start[:1] == b'\x80'
+    if start[8:9] != b'{' and (known_pickle or path.suffix != '.safetensors'):
         state, constructor = _read_pickled(path)
         return WeightsFile(path, state, config or _architecture(state, path, constructor), None, 'pickled checkpoint')
     state, metadata = _read_safetensors(path)

@@ -126,7 +126,13 @@ def test_wrong_hash_deletes_the_part(hub):
             fetch('mast3r-large', accept_noncommercial=True, sha256=expected)
         assert (expected or stated) in str(caught.value)
         assert list(local_path('mast3r-large').parent.iterdir()) == []
-    assert fetch('mast3r-large', accept_noncommercial=True, sha256=Hub.sha256.upper()).read_bytes() == CONTENT
+    path = fetch('mast3r-large', accept_noncommercial=True, sha256=Hub.sha256.upper())
+    assert path.read_bytes() == CONTENT
+    # A file that is already there is compared as well, and left alone.
+    assert fetch('mast3r-large', accept_noncommercial=True, sha256=Hub.sha256.upper()) == path
+    with pytest.raises(DataError, match='has not the SHA-256 ffff'):
+        fetch('mast3r-large', accept_noncommercial=True, sha256='F' * 64)
+    assert path.read_bytes() == CONTENT
 
 
 def test_part_longer_than_the_file_is_started_anew(hub):

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.model.normalise import MODES, normalise, normalise_batch
-from dark3r_ros.types import Planes
+from dark3r_ros.raw.noise import preset
+from dark3r_ros.raw.planes import to_planes
+from dark3r_ros.simulation.sensor import RawSensor, SignalStatistics
+from dark3r_ros.types import Frame, Planes
 
 
 def planes_of(values, black=(512.0, 512.0, 512.0), white=16383.0):
@@ -46,6 +49,31 @@ def test_mean_is_preserved_from_simulation_to_network_input(mode):
     # Clipping at black, the usual mistake, would shift it by far more than that.
     clipped = np.maximum(values, 512.0).mean(axis=(1, 2)) - clean.mean(axis=(1, 2))
     assert clipped.min() > 20 * standard_error
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('name', ['starvis', 'alpha1_iso102400'])
+def test_mean_of_the_simulated_sensor_arrives_at_the_network(mode, name):
+    """From radiance over sensor, binning and normalisation: the mean of 24 exposures at -4 dB is that of the light."""
+    rows, columns = np.mgrid[:96, :128]
+    light = (1 + 0.6 * np.sin(rows / 9) * np.cos(columns / 11)) * np.array([1.0, 0.7, 1.3])[:, None, None]
+    light = light.astype(np.float32)
+    sensor, statistics = RawSensor(preset(name)), SignalStatistics()
+    noise = sensor.noise
+    statistics.add(sensor.planes(light, 4))
+    exposure = statistics.exposure(noise, -4.0, sensor.samples(4))
+    mosaic, means, rail = sensor.mosaic(light, exposure), [], 0
+    for seed in range(24):
+        counts = sensor.expose(mosaic, np.random.default_rng(seed))
+        frame = Frame(seed, counts, 'rggb', (noise.black_level,) * 3, noise.white_level)
+        image = normalise(to_planes(frame, 4), mode)
+        rail = max(rail, *((image.values == edge).sum() for edge in (image.values.min(), image.values.max())))
+        means.append(image.counts().mean(axis=(1, 2)))
+    expected = noise.black_level + exposure * sensor.planes(light, 4).mean(axis=(1, 2))
+    error = np.mean(means, axis=0) - expected
+    assert np.abs(error).max() < 4.5 * np.std(means, axis=0).max() / np.sqrt(len(means))
+    assert np.abs(error).max() < 0.1 * (expected - noise.black_level).max()
+    assert rail <= 3
 
 
 @given(

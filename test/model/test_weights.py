@@ -204,12 +204,12 @@ class Payload:
         return os.system, (self.command,)
 
 
-@pytest.mark.parametrize('form', ['zip', 'legacy', 'plain pickle', 'inside args'])
+@pytest.mark.parametrize('form', ['zip', 'legacy', 'plain pickle', 'oldest pickle', 'inside args'])
 def test_pickle_with_code_is_refused_and_not_run(tmp_path, form):
     witness, path = tmp_path / 'ran', tmp_path / 'evil.pth'
     payload = Payload(f'touch {witness}')
-    if form == 'plain pickle':
-        path.write_bytes(pickle.dumps({'model': payload}))
+    if 'pickle' in form:
+        path.write_bytes(pickle.dumps({'model': payload}, protocol=0 if form == 'oldest pickle' else None))
     elif form == 'inside args':
         torch.save({'model': {'a': torch.zeros(1)}, 'args': argparse.Namespace(model=payload)}, path)
     else:
@@ -219,7 +219,7 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path, form):
     assert '\n' not in str(caught.value)
     assert not witness.exists()
     # The payload is live: an unrestricted loader would have run it.
-    if form == 'plain pickle':
+    if 'pickle' in form:
         pickle.loads(path.read_bytes())
         assert witness.exists()
 
@@ -261,6 +261,9 @@ def test_foreign_files(tmp_path):
         path = tmp_path / f'{name}.safetensors'
         path.write_bytes(content)
         with pytest.raises(DataError, match=r'complete safetensors'):
+            read_weights(path)
+        path = path.rename(path.with_suffix('.pth'))
+        with pytest.raises(DataError, match=r'no complete (checkpoint|safetensors file)|or is damaged'):
             read_weights(path)
     with pytest.raises(DataError, match='no weight file'):
         read_weights(tmp_path / 'absent.safetensors')
