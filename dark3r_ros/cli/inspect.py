@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -184,7 +185,8 @@ def _topic_lines(bag: dict[str, Any]) -> list[str]:
 
 def _timing_line(figures: dict[str, Any]) -> list[str]:
     gaps = figures['gaps']
-    lines = [f'timing ({figures["from"]}): {figures["rate_hz"]:.3f} Hz over {figures["duration_s"]:.2f} s']
+    rate = f'{figures["rate_hz"]:.3f} Hz' if math.isfinite(figures['rate_hz']) else 'no rate'
+    lines = [f'timing ({figures["from"]}): {rate} over {figures["duration_s"]:.2f} s']
     if gaps:
         shown = ', '.join(f'{gap["length_s"]:.3g} s at {gap["at_s"]:.2f} s' for gap in gaps[:_SHOWN_GAPS])
         lines.append(f'gaps: {len(gaps)}, longest {shown}')

@@ -17,9 +17,10 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from dark3r_ros import __version__
-from dark3r_ros.errors import Dark3rError
+from dark3r_ros.errors import ConfigError, Dark3rError
 
 COMMANDS = ('demo', 'simulate', 'darken', 'inspect', 'map', 'evaluate', 'calibrate_noise', 'weights', 'export_engine')
 
@@ -55,10 +56,17 @@ def overview() -> str:
     return '\n'.join([*lines, '', '`dark3r COMMAND --help` shows the options and an example.'])
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong option by one line, where argparse prints the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f'{message}; `{self.prog} --help` shows the options and an example')
+
+
 def build_parser(name: str) -> argparse.ArgumentParser:
     """Parser of one command."""
     module = load_command(name)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f'dark3r {name}',
         description=module.HELP,
         epilog=f'example:\n  {module.EXAMPLE}',
@@ -118,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _unknown(arguments[0])
     try:
         return _run(name, arguments[1:])
-    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong option
+    except SystemExit as stop:  # argparse: 0 after --help
         return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
 
 

@@ -19,13 +19,14 @@ from dark3r_ros.cli.common import (
     progress,
 )
 from dark3r_ros.config import to_mapping
-from dark3r_ros.errors import DataError, OutputError, ReconstructionError
+from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.registry import PREDICTORS, make_predictor
 from dark3r_ros.raw.checks import check_frame
 from dark3r_ros.raw.noise import resolve_noise
+from dark3r_ros.storage.files import check_target, check_writable
 from dark3r_ros.storage.sequence import read_cameras_json
 from dark3r_ros.storage.source import open_source
 from dark3r_ros.types import FrameSource, Reconstruction
@@ -54,14 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_decode_arguments(parser)
 
 
-def _check_output(folder: Path, overwrite: bool) -> None:
-    """Refuse early what writing would refuse after minutes of work."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f'{folder} is a file: give another --output')
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise OutputError(f'{folder} is not empty: give another --output, or --overwrite for an earlier result')
-
-
 def _open(args: argparse.Namespace) -> FrameSource:
     return open_source(
         args.input,
@@ -79,9 +72,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from dark3r_ros.evaluation.report import write_report
     from dark3r_ros.evaluation.samples import SampleCollector
-    from dark3r_ros.storage.result import build_report, write_result
+    from dark3r_ros.storage.result import REPORT_FILE, build_report, write_result
 
-    _check_output(args.output, args.overwrite)
+    # Refused now rather than after minutes of work.
+    check_target(args.output, overwrite=args.overwrite, marker=REPORT_FILE)
+    check_writable(args.output)
     began = time.perf_counter()
     mapping = config_from_arguments(args, MappingConfig)
     classical = config_from_arguments(args, ClassicalConfig, 'classical')
@@ -100,17 +95,19 @@ def run(args: argparse.Namespace) -> int:
     warnings = [*advice, *source.warnings]
     for warning in warnings:
         print(f'dark3r: warning: {warning}', file=sys.stderr)
+    if not pipeline.status().posed:
+        _explain_failure(pipeline)
     reconstruction = pipeline.reconstruction()
-    if len(reconstruction.trajectory()) == 0:
-        _explain_failure(reconstruction)
     report = {
         'wall_s': time.perf_counter() - began,
         'stages_s': pipeline.stage_seconds,
         'predictor': predictor.name,
         'predictor_fingerprint': predictor.fingerprint,
+        'weights_sha256': None if predictor.name == PREDICTORS[0] else predictor.fingerprint,
         'config': {
             'mapping': to_mapping(mapping),
             'classical': to_mapping(classical),
+            'decode': to_mapping(decode_options(args)),
             'noise': to_mapping(noise) if noise else None,
         },
         'input': Path(args.input).name,
@@ -124,13 +121,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _explain_failure(reconstruction: Reconstruction) -> None:
+def _explain_failure(pipeline: MappingPipeline) -> None:
     """Say why no frame got a pose."""
-    if not reconstruction.frames:
+    status = pipeline.status()
+    if not status.frames:
         raise DataError('the input holds no usable frame')
-    reasons = [frame.reason for frame in reconstruction.frames if frame.reason]
+    try:
+        reasons = [frame.reason for frame in pipeline.reconstruction().frames if frame.reason]
+    except ReconstructionError:  # every frame was refused at the door
+        reasons = [status.message]
     common = max(set(reasons), key=reasons.count) if reasons else 'unknown'
-    raise ReconstructionError(f'none of {len(reconstruction.frames)} frames could be posed; most often: {common}')
+    raise ReconstructionError(f'none of {status.frames} frames could be posed; most often: {common}')
 
 
 def _print_summary(args: argparse.Namespace, reconstruction: Reconstruction, report: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -138,29 +137,6 @@ def samples_figure(samples: Sequence[SamplePicture]) -> bytes:
         axes.set_title(sample.title, fontsize=8, color=INK)
         axes.axis('off')
     return to_png(figure)
-
-
-def matches_picture(
-    image_a: NDArray[np.uint8],
-    image_b: NDArray[np.uint8],
-    points_a: Float64Array,
-    points_b: Float64Array,
-    inliers: NDArray[np.bool_] | None = None,
-    limit: int = 150,
-) -> NDArray[np.uint8]:
-    """Two pictures of equal height side by side with lines between matches, inliers green, the others red.
-
-    Points are (N, 2) pixels of each picture; at most `limit` lines, evenly chosen.
-    """
-    picture = np.ascontiguousarray(np.hstack([image_a, image_b]))
-    good = np.ones(len(points_a), bool) if inliers is None else np.asarray(inliers, bool)
-    chosen = np.unique(np.linspace(0, len(points_a) - 1, min(limit, len(points_a))).astype(int))
-    start = np.rint(points_a).astype(int)
-    end = np.rint(points_b).astype(int) + np.array([image_a.shape[1], 0])
-    for k in sorted(chosen, key=lambda index: bool(good[index])):
-        color = (60, 200, 90) if good[k] else (220, 60, 60)
-        cv2.line(picture, start[k].tolist(), end[k].tolist(), color, 1, cv2.LINE_AA)
-    return picture
 
 
 def _shown(cloud: PointCloud, origin: Float64Array, view: Float64Array) -> tuple[Float64Array, Float64Array]:

@@ -80,7 +80,8 @@ def report_rows(report: dict[str, Any], evaluation: dict[str, Any] | None) -> li
         ('Wall time', _number(report.get('wall_s'), '{:.1f} s')),
         ('Time by stage', stages),
         ('Peak memory', _number(report.get('peak_memory_mb'), '{:.0f} MB')),
-        ('Network weights', str(report.get('weights_sha256') or 'none (classical matching)')),
+        ('Matcher', str(report.get('predictor') or '')),
+        ('Network weights', str(report.get('weights_sha256') or '')),
     ]
     if not evaluation:
         return [row for row in rows if row[1]]

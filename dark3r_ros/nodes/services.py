@@ -13,8 +13,8 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 
 from dark3r_ros.config import to_mapping
 from dark3r_ros.errors import Dark3rError
-from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.nodes import interface, parameters, runtime
+from dark3r_ros.nodes.node_config import GROUPS
 from dark3r_ros.nodes.worker import Pipeline
 from dark3r_ros.storage.result import write_result
 from dark3r_ros.types import Reconstruction
@@ -98,12 +98,13 @@ class Services:
         health = self._node.health
         report = {
             'source': 'ros',
+            'predictor': self._node.config.predictor,
             'node': self._node.get_fully_qualified_name(),
             'latency_p95_s': health.latency.p95,
             'frames_received': health.received,
             'config': {
-                'node': to_mapping(self._node.config),
-                'mapping': to_mapping(parameters.read(self._node, 'mapping', MappingConfig)),
+                prefix or 'node': to_mapping(parameters.read(self._node, prefix, kind))
+                for prefix, kind in GROUPS.items()
             },
         }
         write_result(folder, result, report, overwrite=overwrite)

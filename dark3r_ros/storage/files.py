@@ -104,6 +104,17 @@ def check_target(path: Path, *, overwrite: bool, marker: str) -> None:
         raise output_error(path, error) from error
 
 
+def check_writable(path: Path | str) -> None:
+    """Raise OutputError when nothing can be created at `path`; parts of it need not exist yet."""
+    folder = Path(os.path.abspath(path)).parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix='.dark3r.', dir=folder))
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
 def swap_in(new: Path, path: Path) -> None:
     """Rename folder `new` to `path`; a folder already there is set aside first and deleted last."""
     if not path.exists():

@@ -157,6 +157,14 @@ def test_folder_of_mosaics(tmp_path, capsys):
     assert 'calibration: none' in out
 
 
+def test_one_frame_has_no_rate(tmp_path, capsys):
+    write_recording(tmp_path / 'bag', count=1, missing=())
+    status, output, _ = inspect(capsys, tmp_path / 'bag', '--no-sheet')
+    assert status == 0
+    assert 'no rate over 0.00 s' in output
+    assert 'nan' not in output
+
+
 def test_timing_by_hand():
     measured = timing(np.array([0, 100, 200, 200, 150, 600, 700]) * 10**6)
     assert measured.rate_hz == pytest.approx(10.0)

@@ -109,7 +109,9 @@ def test_interrupt(command, capsys):
 def test_wrong_option_is_status_2(command, capsys):
     command(lambda args: 0)
     assert entry.main(['inspect', '--number', 'x']) == 2
-    assert 'invalid int value' in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert line.startswith("dark3r: error: argument --number: invalid int value: 'x'; `dark3r inspect --help`")
+    assert line.count('\n') == 1
 
 
 def test_status_of_the_command_is_passed_on(command):

@@ -4,12 +4,14 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from dark3r_ros.cli import map as map_command
 from dark3r_ros.cli.main import main
 from dark3r_ros.storage.bag import BagWriter
 from dark3r_ros.storage.cloud import read_ply
@@ -95,16 +97,19 @@ def test_settings_reach_the_pipeline_and_ranges_are_kept(bag, tmp_path, capsys):
     report = json.loads((folder / 'report.json').read_text())
     assert report['config']['mapping']['window'] == 5
     assert report['config']['classical']['max_keypoints'] == 300
+    assert report['config']['decode']['black_level'] == -1.0
+    assert (report['predictor'], report['weights_sha256']) == ('classical', None)
     assert report['config']['noise']['name'] == 'starvis'
     assert main(['map', str(bag), '-o', str(tmp_path / 'x'), '--window', '1']) == 2
     assert 'window' in error_line(capsys)
 
 
-def test_an_existing_result_is_kept_unless_asked(bag, result, capsys, tmp_path):
+def test_an_existing_result_is_kept_unless_asked(bag, result, capsys, tmp_path, monkeypatch):
     before = (result / 'trajectory.tum').read_bytes()
     assert main(['map', str(bag), '-o', str(result)]) == 2
     assert '--overwrite' in error_line(capsys)
     assert (result / 'trajectory.tum').read_bytes() == before
+    monkeypatch.setattr(map_command, 'MappingPipeline', None)  # refused before any work
     strange = tmp_path / 'mine'
     strange.mkdir()
     (strange / 'thesis.txt').write_text('years of work')
@@ -122,7 +127,8 @@ def test_unwritable_output_is_one_line(bag, tmp_path, capsys):
     assert 'locked' in error_line(capsys)
 
 
-def test_output_below_a_file_is_one_line(bag, tmp_path, capsys):
+def test_output_below_a_file_is_one_line(bag, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(map_command, 'MappingPipeline', None)  # refused before any work
     (tmp_path / 'file').write_text('')
     assert main(['map', str(bag), '-o', str(tmp_path / 'file' / 'out'), '--no-report', '--duration', '1']) == 2
     assert 'file' in error_line(capsys)
@@ -160,8 +166,6 @@ def test_input_that_does_not_exist_or_is_empty(tmp_path, capsys):
 
 
 def test_dark_frames_alone_say_why_nothing_was_posed(bag, tmp_path, capsys):
-    from dataclasses import replace
-
     rng = np.random.default_rng(0)
     frames = [
         replace(frame, mosaic=rng.normal(240, 5, frame.mosaic.shape).astype(np.uint16))
@@ -171,6 +175,16 @@ def test_dark_frames_alone_say_why_nothing_was_posed(bag, tmp_path, capsys):
     assert main(['map', str(path), '-o', str(tmp_path / 'out')]) == 2
     assert 'none of 5 frames' in error_line(capsys)
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(('value', 'reason'), [(4095, 'saturated'), (240, 'black')])
+def test_blind_frames_alone_are_named(bag, tmp_path, capsys, value, reason):
+    frames = [replace(frame, mosaic=np.full_like(frame.mosaic, value)) for frame in open_source(bag)]
+    path = _bag_of(tmp_path / 'blind', frames[:4])
+    assert main(['map', str(path), '-o', str(tmp_path / 'out')]) == 2
+    line = error_line(capsys)
+    assert 'none of 4 frames' in line
+    assert f'all pixels are {reason}' in line
 
 
 def test_truncated_bag_is_mapped_up_to_the_damage(bag, tmp_path, capsys):

@@ -14,7 +14,7 @@ from evaluation_helpers import make_reconstruction, write_both
 
 from dark3r_ros.errors import OutputError
 from dark3r_ros.evaluation.evaluate import evaluate_result, write_evaluation
-from dark3r_ros.evaluation.figures import SamplePicture, matches_picture, trajectory_figure, upright_axes
+from dark3r_ros.evaluation.figures import SamplePicture, trajectory_figure, upright_axes
 from dark3r_ros.evaluation.report import report_rows, truth_in_map, write_report
 from dark3r_ros.geometry import se3
 from dark3r_ros.storage.result import empty_cloud, read_result
@@ -105,15 +105,3 @@ def test_unwritable_place(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(OutputError, match='cannot write'):
         write_report(tmp_path / 'file', make_reconstruction(), {})
-
-
-def test_matches_are_drawn_between_their_points():
-    dark = np.zeros((40, 50, 3), np.uint8)
-    points_a, points_b = np.array([[5.0, 10.0], [5.0, 30.0]]), np.array([[45.0, 10.0], [45.0, 30.0]])
-    picture = matches_picture(dark, dark, points_a, points_b, np.array([True, False]))
-    assert picture.shape == (40, 100, 3)
-    assert not dark.any()
-    np.testing.assert_allclose(picture[10, 6:95], np.tile([60, 200, 90], (89, 1)), atol=25)
-    np.testing.assert_allclose(picture[30, 6:95], np.tile([220, 60, 60], (89, 1)), atol=25)
-    assert not picture[[8, 12, 20, 28, 32]].any()
-    assert not matches_picture(dark, dark, np.zeros((0, 2)), np.zeros((0, 2))).any()
