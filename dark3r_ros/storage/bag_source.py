@@ -55,7 +55,8 @@ class BagSource:
     """Frames of one image topic, each with the camera that its CameraInfo topic states at that time.
 
     The first CameraInfo is looked for ahead, wherever it stands in the bag, and serves the frames before it. Frames
-    whose message is cut are left out and counted; stamps that repeat or go back are handed on and counted.
+    whose message is cut are left out and counted, and so is, after the first good frame, what suddenly has another
+    size or encoding; stamps that repeat or go back are handed on and counted.
     """
 
     def __init__(
@@ -147,18 +148,19 @@ class BagSource:
         previous: int | None = None
         failure: DataError | None = None
         for message in self._reader.messages([topic for topic in (self.image_topic, self.info_topic) if topic]):
-            if message.topic == self.info_topic:
-                calibration = self._calibration(message)
-                continue
             try:
+                if message.topic == self.info_topic:
+                    calibration = self._calibration(message)
+                    continue
                 stamp = serialized_stamp_ns(message.data)
                 if not cursor.takes(stamp):
                     if cursor.finished:
                         break
                     continue
                 frame = self._frame(message, stamp, calibration, levels)
-            except (EncodingError, CalibrationError):
-                raise
+            except (EncodingError, CalibrationError) as error:
+                self._refuse(error, given > 0)
+                continue
             except DataError as error:
                 failure = error
                 self._counts[_BROKEN] += 1
@@ -174,13 +176,24 @@ class BagSource:
         """At most `count` frames, evenly spread over the whole bag; broken ones are left out and counted."""
         options, levels = self._options()
         self._decoder = FrameDecoder(options)
+        given = 0
         for message in self._sampled_messages(count):
             try:
-                yield self._frame(message, serialized_stamp_ns(message.data), self._first, levels)
-            except (EncodingError, CalibrationError):
-                raise
+                frame = self._frame(message, serialized_stamp_ns(message.data), self._first, levels)
+            except (EncodingError, CalibrationError) as error:
+                self._refuse(error, given > 0)
+                continue
             except DataError:
                 self._counts[_BROKEN] += 1
+                continue
+            given += 1
+            yield frame
+
+    def _refuse(self, error: EncodingError | CalibrationError, underway: bool) -> None:
+        """Raise what is wrong from the start; once frames were handed on, a message less must not cost them."""
+        if not underway:
+            raise error
+        self._counts[f'messages are left out: {error}'] += 1
 
     def _sampled_messages(self, count: int) -> Iterator[BagMessage]:
         if self._reader.indexed:

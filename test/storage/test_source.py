@@ -143,11 +143,28 @@ def test_calibration_of_another_size(tmp_path):
 
 
 def test_resolution_change_in_the_middle(tmp_path):
-    bag = write_images(tmp_path / 'bag', [make_frame(0), make_frame(1), make_frame(2, size=(32, 24))])
-    frames = iter(open_source(bag))
-    assert next(frames).size == next(frames).size == (64, 48)
-    with pytest.raises(CalibrationError, match='32x24'):
-        next(frames)
+    sizes = [(64, 48), (64, 48), (32, 24), (32, 24), (64, 48)]
+    bag = write_images(tmp_path / 'bag', [make_frame(index, size=size) for index, size in enumerate(sizes)])
+    source = open_source(bag)
+    expected = [make_frame(index).stamp_ns for index in (0, 1, 4)]
+    assert [frame.stamp_ns for frame in source] == expected
+    (note,) = [text for text in source.warnings if 'left out' in text]
+    assert note.startswith('2 messages are left out: ') and '64x48' in note and '32x24' in note
+    assert [frame.stamp_ns for frame in source.sample(5)] == expected
+
+
+def test_calibration_that_breaks_in_the_middle_costs_no_frame(tmp_path):
+    with BagWriter(tmp_path / 'bag') as writer:
+        for index in range(3):
+            frame = make_frame(index)
+            info = ros_messages.camera_info_message(CAMERA, frame.stamp_ns, '')
+            if index:
+                info.k = np.zeros(9)
+            writer.write_message(INFO_TOPIC, info, frame.stamp_ns)
+            writer.write_frame(frame)
+    source = open_source(tmp_path / 'bag')
+    assert [frame.camera for frame in source] == [CAMERA] * 3
+    assert any(text.startswith('2 messages are left out: ') and 'zero K' in text for text in source.warnings)
 
 
 @pytest.mark.parametrize('encoding', ['bayer_rggb10p', 'yuv422', '16UC1_packed', ''])
