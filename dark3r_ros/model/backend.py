@@ -2,7 +2,8 @@
 """What runs a network: the protocol, and the PyTorch implementation.
 
 Precision per device (`auto`): float32 on a CPU, where half precision is slower; bfloat16 on CUDA devices that have it,
-float16 on older ones. Raw normalisation, patch embedding and heads are float32 everywhere.
+float16 on older ones. Raw normalisation, patch embedding and heads are float32 everywhere; `tf32` alone rounds the
+factors of matrix products, in the descriptor head too, but not those of convolutions.
 """
 
 from __future__ import annotations
@@ -147,7 +148,9 @@ class TorchBackend:
         before = matmul.allow_tf32, conv.allow_tf32
         dtype = _DTYPES.get(self.precision)
         try:
-            matmul.allow_tf32 = conv.allow_tf32 = self.precision != 'fp32'
+            # What computes in float32 under autocast does so because it must not be rounded: patch embedding and heads.
+            matmul.allow_tf32 = self.precision == 'tf32'
+            conv.allow_tf32 = False
             with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 yield
         finally:
@@ -155,8 +158,8 @@ class TorchBackend:
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) float32 -> tokens (B, N, E) on the device."""
-        grid = images_grid(images, self.config)
         with self._precision_scope():
+            grid = images_grid(images, self.config)
             # Made here, so that a compiled graph takes the position tables as they are.
             self.network.rotations(grid, self.device)
             tokens = self._encode(images.to(self.device))

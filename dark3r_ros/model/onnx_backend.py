@@ -15,6 +15,8 @@ from dark3r_ros.model.export import decoder_file, encoder_file, read_manifest
 from dark3r_ros.model.network import Grid, ViewPrediction, activate, images_grid
 
 _PROVIDERS = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}
+# What the graph leaves in float32 must stay so: rounded to TF32, the default, a dark signal is a few steps.
+_OPTIONS: dict[str, dict[str, str]] = {'cpu': {}, 'cuda': {'use_tf32': '0'}}
 
 
 def _onnxruntime() -> Any:
@@ -59,7 +61,7 @@ class OnnxBackend:
             raise ConfigError(
                 f'this onnxruntime has no {_PROVIDERS[device]}: use device cpu or install onnxruntime-gpu'
             )
-        self._provider = _PROVIDERS[device]
+        self._provider = (_PROVIDERS[device], _OPTIONS[device])
         self._threads = threads
         self._sessions: dict[str, Any] = {}
         self.name = f'onnx-{device}-{self.manifest.precision}'

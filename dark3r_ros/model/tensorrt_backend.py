@@ -125,6 +125,8 @@ class TensorRtBackend:
             profile.set_shape(tensor.name, (1, *rest), (1, *rest), (self.max_batch, *rest))
         config = builder.create_builder_config()
         config.add_optimization_profile(profile)
+        # Allowed otherwise; it would round a dark signal in the patch embedding to ten bits with its pedestal.
+        config.clear_flag(trt.BuilderFlag.TF32)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise DataError(f'TensorRT {trt.__version__} cannot build an engine from {path}: see its log above')

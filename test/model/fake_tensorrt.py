@@ -27,6 +27,10 @@ class NetworkDefinitionCreationFlag:
     STRONGLY_TYPED = 1
 
 
+class BuilderFlag:
+    TF32 = 'tf32'
+
+
 class Network:
     def __init__(self, flags):
         self.flags, self.path, self.inputs = flags, None, []
@@ -80,10 +84,13 @@ class Builder:
         return Profile()
 
     def create_builder_config(self):
-        profiles = []
-        return SimpleNamespace(profiles=profiles, add_optimization_profile=profiles.append)
+        profiles, flags = [], {BuilderFlag.TF32}
+        return SimpleNamespace(
+            profiles=profiles, flags=flags, add_optimization_profile=profiles.append, clear_flag=flags.discard
+        )
 
     def build_serialized_network(self, network, config):
+        assert not config.flags
         (profile,) = config.profiles
         assert set(profile) == {tensor.name for tensor in network.inputs}
         builds.append(network.path)

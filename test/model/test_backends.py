@@ -86,6 +86,25 @@ def test_global_tf32_switches_are_put_back(network):
         assert all(switch.allow_tf32 is before for switch in switches)
 
 
+@pytest.mark.parametrize('precision', ['fp32', 'tf32', 'bf16', 'fp16'])
+def test_only_asked_for_products_are_rounded_to_tf32(network, precision):
+    """Under half precision as well, what is left in float32 must be float32: a dark signal is below a rounding step."""
+    backend, seen = TorchBackend(network, device='cpu', precision=precision), {}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda *_, name=name: seen.update(
+                {name: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)}
+            )
+        )
+        for name, module in (('patches', network.patch_embed), ('head', network.downstream_head2))
+    ]
+    tokens = backend.encode(images(1))
+    backend.decode(tokens, tokens, GRID, GRID)
+    for handle in handles:
+        handle.remove()
+    assert seen == dict.fromkeys(('patches', 'head'), (precision == 'tf32', False))
+
+
 @pytest.mark.parametrize('mode, torch_mode', [('default', None), ('cuda-graphs', 'reduce-overhead')])
 def test_compiled_backend_gives_its_own_memory(network, monkeypatch, mode, torch_mode):
     """A recorded graph reuses its outputs: results of an earlier call must survive a later one."""
@@ -139,6 +158,22 @@ def test_onnx_equals_torch(network, exported, batch):
     assert backend.normalisation == 'paper'
     assert backend.config == TINY
     assert backend.name == 'onnx-cpu-fp32'
+
+
+def test_onnx_on_cuda_is_asked_for_full_float32(exported, monkeypatch):
+    runtime, seen = pytest.importorskip('onnxruntime'), []
+    real = runtime.InferenceSession
+
+    def session(path, options, providers):
+        seen.extend(providers)
+        return real(path, options, providers=['CPUExecutionProvider'])
+
+    monkeypatch.setattr(runtime, 'get_available_providers', lambda: ['CUDAExecutionProvider', 'CPUExecutionProvider'])
+    monkeypatch.setattr(runtime, 'InferenceSession', session)
+    backend = OnnxBackend(exported)
+    backend.encode(images(1))
+    assert backend.name == 'onnx-cuda-fp32'
+    assert seen == [('CUDAExecutionProvider', {'use_tf32': '0'})]
 
 
 def test_half_precision_graph_is_close_and_differs(network, exported, exported_half):
