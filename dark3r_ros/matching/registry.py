@@ -8,10 +8,11 @@ from pathlib import Path
 from dark3r_ros.errors import ConfigError
 from dark3r_ros.matching.classical import ClassicalConfig, ClassicalPredictor
 from dark3r_ros.matching.learned import LearnedConfig, load_predictor
+from dark3r_ros.matching.mini import MiniPredictor, is_mini
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 
-PREDICTORS = ('classical',)
+PREDICTORS = ('classical', 'mini')
 WEIGHT_SUFFIXES = ('.safetensors', '.pth')
 
 
@@ -27,14 +28,19 @@ def make_predictor(
 
     Parameters
     ----------
-    name: `classical`, or the path of a weight file (.safetensors, .pth) or of a folder of `dark3r export-engine`.
+    name: `classical`, `mini`, or the path of a weight file (.safetensors, .pth) or of a folder of
+        `dark3r export-engine`.
     noise: the camera's noise model where it is known, for the classical one.
     classical, learned: settings of either kind. device: `auto`, `cpu` or `cuda`, for a network.
 
     """
     if name == 'classical':
         return ClassicalPredictor(classical, noise)
+    if name == 'mini':
+        return MiniPredictor(device=device)
     path = Path(name).expanduser()
+    if is_mini(path):
+        return MiniPredictor(path, device=device)
     if path.suffix in WEIGHT_SUFFIXES or path.is_dir():
         return load_predictor(path, learned, device=device)
     raise ConfigError(

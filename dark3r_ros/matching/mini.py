@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The predictor `mini`: coarse descriptors find the place, fine ones the sub-pixel position.
+
+Each frame has one keypoint in every cell of 8x8 pixels, fixed when it is encoded. A keypoint of one frame is looked
+for in the other, whose side of the match is wherever the fine descriptors meet: exact to a fraction of a pixel, while
+the keypoint side is the same in every pair. Both directions are searched, so that either frame's keypoints are tracked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dark3r_ros.config import Config, setting, to_mapping
+from dark3r_ros.errors import DataError
+from dark3r_ros.model.mini import BUNDLED, COARSE, FINE, load_mini, pad_image, read_mini_header
+from dark3r_ros.model.normalise import normalise
+from dark3r_ros.types import Correspondences, Planes
+
+
+@dataclass(frozen=True)
+class MiniMatchConfig(Config):
+    """Settings of the predictor `mini`."""
+
+    radius: int = setting(4, 'Half side of the window of the fine search.', unit='half px', minimum=1, maximum=16)
+    return_tolerance: float = setting(
+        2.0, 'How far the way to the other frame and back may end from its start.', unit='px', minimum=0.0
+    )
+    min_confidence: float = setting(0.05, 'Matches below this confidence are dropped.', minimum=0.0, maximum=1.0)
+    max_matches: int = setting(1000, 'The most confident matches that are kept; 0 keeps all.', minimum=0)
+
+
+@dataclass(frozen=True, eq=False)
+class MiniFeatures:
+    """What `mini` remembers of a frame.
+
+    Attributes
+    ----------
+    coarse: (rows * columns, C) float16 descriptors of cells. fine: (H/2 * W/2, F) float16.
+    keypoints: (N,) indices into the fine map. described: (N, C) float16 coarse descriptors there.
+    reliability: (N,) chance that a match of a keypoint is right.
+    shape: rows and columns of the fine map. size: width and height of the planes.
+
+    """
+
+    coarse: Tensor
+    fine: Tensor
+    keypoints: Tensor
+    described: Tensor
+    reliability: Tensor
+    shape: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        parts = (self.coarse, self.fine, self.keypoints, self.described, self.reliability)
+        return sum(part.nbytes for part in parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Keypoints (M,) of one frame, where they lie in the other, in fine pixels (M, 2), and how sure that is (M,)."""
+
+    keypoint: Tensor
+    position: Tensor
+    confidence: Tensor
+
+
+def is_mini(path: Path) -> bool:
+    """Whether a file holds weights of `mini`."""
+    if path.suffix != '.safetensors' or not path.is_file():
+        return False
+    try:
+        read_mini_header(path)
+    except DataError:
+        return False
+    return True
+
+
+class MiniPredictor:
+    """Predictor around the bundled network, or around a weight file of `mini`.
+
+    Parameters
+    ----------
+    weights: safetensors file. config: how matches are found. device: `auto`, `cpu` or `cuda`.
+
+    """
+
+    name = 'mini'
+
+    def __init__(self, weights: Path = BUNDLED, config: MiniMatchConfig | None = None, *, device: str = 'auto') -> None:
+        self.config = config or MiniMatchConfig()
+        network, self._digest = load_mini(weights)
+        chosen = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
+        self.device = torch.device(chosen)
+        self.network = network.to(self.device)
+        self._fine_scale = float(network.fine_scale.clamp(max=4.0).exp())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights and settings."""
+        text = json.dumps([self._digest, to_mapping(self.config)], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def encode(self, planes: Planes) -> MiniFeatures:
+        """Encode one frame; DataError for planes that are too small, not three or not finite."""
+        image = pad_image(torch.from_numpy(normalise(planes).values)[None].to(self.device))
+        with torch.inference_mode():
+            output = self.network(image)
+            return _features(output.coarse[0], output.fine[0], output.reliability[0], planes.size)
+
+    def match(self, pairs: Sequence[tuple[MiniFeatures, MiniFeatures]]) -> list[Correspondences]:
+        """Match each pair; the confidence is the chance that a match is right, as the network judges it."""
+        with torch.inference_mode():
+            return [self._match_one(a, b) for a, b in pairs]
+
+    def _match_one(self, a: MiniFeatures, b: MiniFeatures) -> Correspondences:
+        forward, backward = self._search(a, b), self._search(b, a)
+        points_a = torch.cat([_pixels(_xy(forward.keypoint, a)), _pixels(backward.position)])
+        points_b = torch.cat([_pixels(forward.position), _pixels(_xy(backward.keypoint, b))])
+        confidence = torch.cat([forward.confidence, backward.confidence])
+        inside = torch.ones(len(confidence), dtype=torch.bool, device=self.device)
+        for points, features in ((points_a, a), (points_b, b)):
+            limit = torch.tensor(features.size, device=self.device) - 0.5
+            inside &= ((points > -0.5) & (points < limit)).all(1)
+        kept = inside.nonzero()[:, 0]
+        if 0 < self.config.max_matches < len(kept):
+            order = confidence[kept].argsort(descending=True, stable=True)
+            kept = kept[order[: self.config.max_matches]].sort().values
+        return Correspondences(
+            points_a[kept].double().cpu().numpy().astype(np.float64),
+            points_b[kept].double().cpu().numpy().astype(np.float64),
+            confidence[kept].double().cpu().numpy().astype(np.float64),
+        )
+
+    def _search(self, a: MiniFeatures, b: MiniFeatures) -> _Found:
+        """Find the keypoints of a in b, and keep those that lead back to themselves."""
+        if not len(a.keypoints) or not len(b.coarse):
+            nothing = torch.zeros(0, device=self.device)
+            return _Found(nothing.long(), nothing.reshape(0, 2), nothing)
+        cell = (a.described.float() @ b.coarse.float().T).argmax(1)
+        columns = b.shape[1] * FINE // COARSE
+        ratio = COARSE // FINE
+        start = torch.stack([cell % columns, cell // columns], dim=1) * ratio + ratio // 2
+        position, peak = self._refine(a.fine[a.keypoints], b, start)
+        back = position.round().long()
+        returned, _ = self._refine(b.fine[back[:, 1] * b.shape[1] + back[:, 0]], a, _xy(a.keypoints, a))
+        # The way back starts at the nearest fine pixel: what was rounded off is given back.
+        error = ((returned - _xy(a.keypoints, a) + (position - back)) * FINE).norm(dim=1)
+        coarse_back = (b.coarse[cell].float() @ a.described.float().T).argmax(1)
+        distance = (_xy(a.keypoints[coarse_back], a) - _xy(a.keypoints, a)).abs().amax(1) * FINE
+        confidence = a.reliability.float() * peak
+        kept = (error <= self.config.return_tolerance) & (distance <= 2 * COARSE)
+        kept &= confidence >= self.config.min_confidence
+        return _Found(a.keypoints[kept], position[kept], confidence[kept])
+
+    def _refine(self, query: Tensor, b: MiniFeatures, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Best place (M, 2) in fine pixels within windows around starts (M, 2), and the probability there (M,)."""
+        radius = self.config.radius
+        height, width = b.shape
+        side = torch.arange(-radius, radius + 1, device=self.device)
+        offsets = torch.stack(torch.meshgrid(side, side, indexing='xy'), dim=-1).reshape(-1, 2)
+        window = start.round().long()[:, None] + offsets
+        inside = (window >= 0).all(-1) & (window[..., 0] < width) & (window[..., 1] < height)
+        index = window[..., 1].clamp(0, height - 1) * width + window[..., 0].clamp(0, width - 1)
+        similarity = torch.einsum('mc,mkc->mk', query.float(), b.fine.float()[index])
+        chance = functional.softmax((self._fine_scale * similarity).masked_fill(~inside, -1e4), dim=1)
+        best = window.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))
+        near = ((window - best).abs().amax(-1) <= 1) * chance
+        mass = near.sum(1)
+        return (near[..., None] * window).sum(1) / mass[:, None], mass
+
+
+def _features(coarse: Tensor, fine: Tensor, reliability: Tensor, size: tuple[int, int]) -> MiniFeatures:
+    """Features from maps (C, h, w), (F, H, W), (H, W): the most reliable fine pixel of each cell is its keypoint."""
+    rows, columns = coarse.shape[1:]
+    height, width = reliability.shape
+    ratio = COARSE // FINE
+    y = torch.arange(height, device=fine.device)[:, None] * FINE + (FINE - 1) / 2
+    x = torch.arange(width, device=fine.device)[None, :] * FINE + (FINE - 1) / 2
+    # Pixels of the padding take no part.
+    usable = torch.where((x < size[0]) & (y < size[1]), reliability, -torch.inf)
+    blocks = usable.reshape(rows, ratio, columns, ratio).permute(0, 2, 1, 3).reshape(rows * columns, -1)
+    value, inner = blocks.max(1)
+    cell = torch.arange(rows * columns, device=fine.device)
+    keypoint = (cell // columns * ratio + inner // ratio) * width + cell % columns * ratio + inner % ratio
+    kept = value.isfinite()
+    keypoint = keypoint[kept]
+    place = torch.stack([keypoint % width, keypoint // width], dim=1).float() * FINE + (FINE - 1) / 2
+    extent = torch.tensor([width, height], device=fine.device) * FINE
+    grid = (place + 0.5) * (2.0 / extent) - 1.0
+    described = functional.grid_sample(coarse[None], grid[None, None], padding_mode='border', align_corners=False)
+    described = functional.normalize(described[0, :, 0].T, dim=1)
+    return MiniFeatures(
+        coarse.flatten(1).T.half().contiguous(),
+        fine.flatten(1).T.half().contiguous(),
+        keypoint,
+        described.half(),
+        value[kept].sigmoid().half(),
+        (height, width),
+        size,
+    )
+
+
+def _xy(index: Tensor, features: MiniFeatures) -> Tensor:
+    """Positions (M, 2) in fine pixels of indices into the fine map."""
+    return torch.stack([index % features.shape[1], index // features.shape[1]], dim=1).float()
+
+
+def _pixels(fine: Tensor) -> Tensor:
+    """Fine pixels to pixels of the planes."""
+    return fine * FINE + (FINE - 1) / 2

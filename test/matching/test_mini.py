@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The predictor `mini` with its bundled weights, on rendered pairs of a kind that it was not trained on."""
+
+import numpy as np
+import pytest
+import torch
+
+from dark3r_ros.errors import DataError
+from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.matching.classical import ClassicalPredictor
+from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor
+from dark3r_ros.matching.registry import make_predictor
+from dark3r_ros.model.mini import BUNDLED
+from dark3r_ros.simulation.pairs import PairSource
+from dark3r_ros.types import Planes
+
+WIDTH, HEIGHT = 320, 240
+
+
+def dark(radiance, snr_db, rng):
+    """Planes of a view (3, h, w) with white noise at an SNR."""
+    signal = radiance / radiance.mean()
+    spread = np.sqrt((signal**2).mean() / 10 ** (snr_db / 10))
+    values = 240.0 + 20.0 * (signal + spread * rng.standard_normal(signal.shape))
+    return Planes(values.astype(np.float32), (240.0,) * 3, 4095.0, (4, 8, 4), 4, 0)
+
+
+@pytest.fixture(scope='module')
+def rooms():
+    torch.set_num_threads(1)
+    camera = Camera(WIDTH, HEIGHT, 280.0, 280.0, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)
+    return PairSource('room', 2, camera, seed=71).sample(4)
+
+
+@pytest.fixture(scope='module')
+def predictor():
+    return MiniPredictor(device='cpu')
+
+
+def right_matches(matcher, pairs, snr_db):
+    """Matches and those of them within 2 px of the truth, over all pairs."""
+    rng = np.random.default_rng(9)
+    total = right = 0
+    for number in range(len(pairs.overlap)):
+        a = dark(pairs.a.radiance[number].numpy().astype(np.float64), snr_db, rng)
+        b = dark(pairs.b.radiance[number].numpy().astype(np.float64), snr_db, rng)
+        found = matcher.match([(matcher.encode(a), matcher.encode(b))])[0]
+        total += len(found)
+        x, y = np.rint(found.points_a).astype(int).clip(0, (WIDTH - 1, HEIGHT - 1)).T
+        target = pairs.flow.pixels[number].numpy()[y, x] + (found.points_a - np.stack([x, y], axis=1))
+        seen = pairs.flow.visible[number].numpy()[y, x]
+        near = np.linalg.norm(np.nan_to_num(target, nan=1e6) - found.points_b, axis=1) < 2
+        right += int((seen & near).sum())
+    return total, right
+
+
+def test_matches_in_the_dark_where_sift_does_not(rooms, predictor):
+    _, classical = right_matches(ClassicalPredictor(), rooms, -4.0)
+    total, right = right_matches(predictor, rooms, -4.0)
+    assert right >= 20 * len(rooms.overlap)
+    assert right > 5 * classical
+    assert right > 0.3 * total
+
+
+def test_is_exact_to_a_fraction_of_a_pixel_in_the_light(predictor):
+    rng = np.random.default_rng(3)
+    small = torch.from_numpy(rng.random((1, 3, 60, 80), dtype=np.float32))
+    scene = torch.nn.functional.interpolate(small, (HEIGHT, WIDTH + 8), mode='bicubic')[0].numpy().clip(0.02)
+    # Half a pixel and three whole ones to the left.
+    moved = 0.5 * (scene[:, :, 3 : 3 + WIDTH] + scene[:, :, 4 : 4 + WIDTH])
+    a, b = dark(scene[:, :, :WIDTH].astype(float), 25.0, rng), dark(moved.astype(float), 25.0, rng)
+    found = predictor.match([(predictor.encode(a), predictor.encode(b))])[0]
+    shift = np.median(found.points_b - found.points_a, axis=0)
+    assert shift == pytest.approx([-3.5, 0.0], abs=0.4)
+    assert len(found) > 100
+
+
+def test_obeys_the_protocol(rooms, predictor):
+    rng = np.random.default_rng(4)
+    a, b = (dark(view[0].numpy().astype(float), 5.0, rng) for view in (rooms.a.radiance, rooms.b.radiance))
+    smaller = Planes(b.values[:, :201, :283].copy(), b.black_level, 4095.0, (4, 8, 4), 4, 0)
+    features = [predictor.encode(planes) for planes in (a, b, smaller)]
+    assert 0 < features[0].nbytes < 3_000_000
+    first = predictor.match([(features[0], features[1]), (features[0], features[2])])
+    second = predictor.match([(predictor.encode(a), features[1]), (features[0], features[2])])
+    for one, two in zip(first, second, strict=True):
+        assert len(one) > 0
+        assert np.array_equal(one.points_a, two.points_a) and np.array_equal(one.points_b, two.points_b)
+        assert one.points_a.dtype == np.float64 and ((one.confidence >= 0) & (one.confidence <= 1)).all()
+    limits = np.array(smaller.size) - 0.5
+    assert (first[1].points_b > -0.5).all() and (first[1].points_b < limits).all()
+
+
+def test_keypoints_of_a_frame_are_the_same_in_every_pair(rooms, predictor):
+    rng = np.random.default_rng(5)
+    views = (rooms.a.radiance[0], rooms.b.radiance[0], rooms.b.radiance[1])
+    frames = [predictor.encode(dark(view.numpy().astype(float), 15.0, rng)) for view in views]
+    own = frames[0].keypoints.numpy()
+    keypoints = {(2 * (k % 160) + 0.5, 2 * (k // 160) + 0.5) for k in own.tolist()}
+    assert len(keypoints) == 40 * 30
+    for other in frames[1:]:
+        found = predictor.match([(frames[0], other)])[0]
+        fixed = [tuple(point) in keypoints for point in found.points_a.tolist()]
+        theirs = other.keypoints.numpy().tolist()
+        fixed_b = {(2 * (k % 160) + 0.5, 2 * (k // 160) + 0.5) for k in theirs}
+        assert all(mine or tuple(point) in fixed_b for mine, point in zip(fixed, found.points_b.tolist(), strict=True))
+
+
+def test_an_image_without_content_gives_matches_without_harm(predictor):
+    flat = Planes(np.full((3, 96, 128), 240.0, np.float32), (240.0,) * 3, 4095.0, (4, 8, 4), 4, 0)
+    features = predictor.encode(flat)
+    found = predictor.match([(features, features)])[0]
+    assert np.isfinite(found.points_b).all() and np.isfinite(found.confidence).all()
+    with pytest.raises(DataError, match='less binning'):
+        predictor.encode(Planes(np.zeros((3, 20, 20), np.float32), (0.0,) * 3, 1.0, (1, 2, 1), 2, 0))
+
+
+def test_registry_knows_it_by_name_and_by_file():
+    by_name, by_file = make_predictor('mini', device='cpu'), make_predictor(str(BUNDLED), device='cpu')
+    assert by_name.name == by_file.name == 'mini'
+    assert by_name.fingerprint == by_file.fingerprint
+    other = MiniPredictor(config=MiniMatchConfig(min_confidence=0.3), device='cpu')
+    assert other.fingerprint != by_name.fingerprint
