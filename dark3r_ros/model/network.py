@@ -28,7 +28,7 @@ class ViewPrediction(NamedTuple):
     ----------
     points: (B, H', W', 3) in the optical frame of view 1 (x right, y down, z forward).
     confidence: (B, H', W') confidence of the points, at least 1.
-    descriptors: (B, H', W', desc_dim) of unit length.
+    descriptors: (B, H', W', desc_dim) of unit length, or zero where the network gave a zero vector.
     descriptor_confidence: (B, H', W'), positive; unrelated to `confidence`.
 
     """
@@ -46,10 +46,12 @@ def activate(points: Tensor, local: Tensor) -> ViewPrediction:
     xyz = points[..., :3]
     distance = xyz.norm(dim=-1, keepdim=True)
     raw = local[..., :-1]
+    length = raw.norm(dim=-1, keepdim=True)
     return ViewPrediction(
         xyz / distance.clamp(min=1e-8) * torch.expm1(distance),
         1 + points[..., 3].exp(),
-        raw / raw.norm(dim=-1, keepdim=True),
+        # A vector of nothing, as a constant frame may give, stays nothing.
+        raw / torch.where(length > 0, length, torch.inf),
         local[..., -1].exp(),
     )
 

@@ -44,8 +44,10 @@ class NormalisedImage:
 
 
 def check_planes(planes: Planes) -> None:
-    """Raise DataError for planes that are not three, or hold values that are not finite."""
+    """Raise DataError for planes that are not three, are empty, or hold values that are not finite."""
     values = planes.values
+    if not values.size:
+        raise DataError(f'the frame at {planes.stamp_ns} ns is empty: its planes have the shape {tuple(values.shape)}')
     if values.ndim != 3 or values.shape[0] != 3:
         raise DataError(
             f'the frame at {planes.stamp_ns} ns has planes of shape {tuple(values.shape)}; the network takes three '

@@ -169,6 +169,17 @@ def test_result_does_not_depend_on_black_level_and_gain():
     torch.testing.assert_close(tokens[0], tokens[1], rtol=1e-4, atol=1e-5)
 
 
+def test_constant_frame_matches_without_an_error():
+    """The cap is on: fresh weights, without biases, make zero vectors of it."""
+    black = Planes(np.full((3, 48, 64), 512, np.float32), (512.0,) * 3, 16383.0, (4, 8, 4), 4, 0)
+    for search in ('dense', 'coarse', 'fast'):
+        predictor = NetworkPredictor(backend(), LearnedConfig(search=search))
+        features = predictor.encode(black)
+        (found,) = predictor.match([(features, features)])
+        assert len(found) <= 1
+        assert np.isfinite(found.pointmap_a).all()
+
+
 def test_fingerprint_follows_weights_and_settings():
     prints = {
         NetworkPredictor(backend(seed), LearnedConfig(symmetric=symmetric)).fingerprint

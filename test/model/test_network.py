@@ -43,7 +43,10 @@ def test_shapes_and_units_of_the_maps(config, size1, size2):
 
 def test_activation_keeps_directions_and_grows_exponentially():
     raw = torch.tensor([[0.0, 0.0, 2.0], [3.0, 0.0, 0.0], [0.0, 1e-9, 0.0]]).T.reshape(1, 3, 1, 3)
-    view = activate(torch.cat((raw, torch.zeros(1, 1, 1, 3)), 1), torch.ones(1, 3, 1, 3))
+    local = torch.ones(1, 3, 1, 3)
+    local[0, :2, 0] = torch.tensor([[3.0, 0.0, 1e-30], [4.0, 0.0, 0.0]])
+    view = activate(torch.cat((raw, torch.zeros(1, 1, 1, 3)), 1), local)
+    np.testing.assert_allclose(view.descriptors[0, 0].numpy(), [[0.6, 0.8], [0, 0], [0, 0]], rtol=1e-6)
     expected = [[0, 0, np.expm1(2)], [np.expm1(3), 0, 0], [0, 1e-10, 0]]
     np.testing.assert_allclose(view.points[0, 0].numpy(), expected, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(view.confidence.numpy(), 2.0)

@@ -145,6 +145,8 @@ def test_bad_frames_are_refused_in_one_line():
     assert '\n' not in str(caught.value)
     with pytest.raises(DataError, match='three'):
         normalise(planes_of(values[:1]))
+    with pytest.raises(DataError, match=r'empty: its planes have the shape \(3, 0, 64\)'):
+        normalise(planes_of(dark_scene(0)[1][:, :0]))
     with pytest.raises(ConfigError, match='signed, paper'):
         normalise(planes_of(dark_scene(0)[1]), 'imagenet')
 
