@@ -44,7 +44,7 @@ def _squares(name: Path) -> list[Tensor]:
     image = cv2.imread(str(name), cv2.IMREAD_COLOR)
     if image is None:
         raise DataError(f'cannot read the picture {name}')
-    linear = srgb_to_linear(image[:, :, ::-1])
+    linear = srgb_to_linear(np.asarray(image[:, :, ::-1], dtype=np.uint8))
     height, width = linear.shape[:2]
     side = min(height, width)
     crops = [linear[:side, :side]]
