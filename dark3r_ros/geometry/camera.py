@@ -104,6 +104,8 @@ class Camera:
         if not self.distorted:
             normalised = points[:, :2] / points[:, 2:]
             return normalised * (self.fx, self.fy) + (self.cx, self.cy)
+        if not len(points):  # OpenCV answers nothing to nothing
+            return np.zeros((0, 2))
         zero = np.zeros(3)
         coefficients = np.array(self.distortion)
         if self.distortion_model == 'equidistant':
@@ -117,6 +119,8 @@ class Camera:
         pixels = np.asarray(pixels, dtype=np.float64).reshape(-1, 2)
         if not self.distorted:
             return (pixels - (self.cx, self.cy)) / (self.fx, self.fy)
+        if not len(pixels):
+            return np.zeros((0, 2))
         rays = self._undistorted_start(pixels)
         for _ in range(20):
             step = self._newton_step(rays, pixels)
@@ -143,7 +147,12 @@ class Camera:
         points = np.concatenate([rays, rays + (shift, 0.0), rays + (0.0, shift)])
         here, right, down = np.split(self.project(np.column_stack([points, np.ones(len(points))])), 3)
         jacobian = np.stack([right - here, down - here], axis=2) / shift
-        return np.asarray(np.linalg.solve(jacobian, (pixels - here)[:, :, None])[:, :, 0], dtype=np.float64)
+        (a, b), (c, d) = jacobian[:, 0].T, jacobian[:, 1].T
+        determinant = a * d - b * c
+        # Where the lens model folds over, no step leads anywhere.
+        inverse = np.divide(1.0, determinant, np.zeros_like(a), where=np.abs(determinant) > 1e-9 * self.fx * self.fy)
+        x, y = (pixels - here).T * inverse
+        return np.column_stack([d * x - b * y, a * y - c * x])
 
     def rays(self, pixels: ArrayLike) -> Array:
         """Unit direction vectors (N, 3) in the optical frame of pixels (N, 2)."""

@@ -23,6 +23,24 @@ def test_unproject_inverts_project_to_the_corners(model, coefficients):
     np.testing.assert_allclose(again, pixels, atol=1e-6)
 
 
+@pytest.mark.parametrize(('model', 'coefficients'), MODELS)
+def test_no_points_give_no_points(model, coefficients):
+    camera = Camera(640, 480, 420.0, 430.0, 315.0, 245.0, model, coefficients)
+    assert camera.project(np.zeros((0, 3))).shape == (0, 2)
+    assert camera.unproject(np.zeros((0, 2))).shape == (0, 2)
+    assert camera.rays(np.zeros((0, 2))).shape == (0, 3)
+
+
+def test_a_lens_model_that_folds_over_is_survived():
+    # d(r + k1 r^3)/dr = 0 at r = 1/sqrt(3): the pixel at that radius is where the Jacobian is singular.
+    camera = Camera(640, 480, 400.0, 400.0, 320.0, 240.0, 'plumb_bob', (-1.0, 0.0, 0.0, 0.0, 0.0))
+    edge = 320.0 + 400.0 * 2.0 / (3.0 * np.sqrt(3.0))
+    found = camera.unproject([[edge, 240.0], [edge + 40.0, 240.0], [340.0, 240.0]])
+    assert np.isfinite(found).all()
+    assert found[0, 0] == pytest.approx(1.0 / np.sqrt(3.0), abs=1e-3)
+    np.testing.assert_allclose(camera.project([[*found[2], 1.0]]), [[340.0, 240.0]], atol=1e-9)
+
+
 def test_plumb_bob_follows_its_formula():
     k1, k2, p1, p2, k3 = 0.1, -0.05, 0.002, -0.003, 0.01
     camera = Camera(640, 480, 400.0, 410.0, 320.0, 240.0, 'plumb_bob', (k1, k2, p1, p2, k3))
