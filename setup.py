@@ -45,7 +45,7 @@ setup(
         'pyyaml>=6',
         'safetensors>=0.4.3',
         'scipy>=1.11',
-        'torch>=2.4',
+        'torch>=2.5',
         'tqdm>=4.60',
     ],
     extras_require={'bags': BAGS, 'raw': RAW, 'onnx': ONNX, 'mesh': MESH, 'viewer': VIEWER, 'dev': DEV},
