@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from dark3r_ros.errors import Dark3rError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.archive import Archive
@@ -36,7 +37,7 @@ from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.reporting import in_time_order, keyframes_moved, world_covariance
 from dark3r_ros.mapping.result import build_reconstruction
 from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
-from dark3r_ros.mapping.tracking import TrackResult, needs_keyframe, track
+from dark3r_ros.mapping.tracking import TrackResult, failed_track, needs_keyframe, track
 from dark3r_ros.mapping.window import refine_all, refine_window
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
@@ -92,10 +93,13 @@ class MappingPipeline:
         if self._camera is None:
             self._camera = frame.camera
         self._log.add(view.stamp_ns, view.name, view.snr_db, 'not reached')
-        if self._map.keyframes:
-            return self._track(view)
-        with self._timed('initialise'):
-            return self._initialise(view)
+        try:
+            if self._map.keyframes:
+                return self._track(view)
+            with self._timed('initialise'):
+                return self._initialise(view)
+        except Dark3rError as error:  # a predictor that cannot match this frame
+            return self._unposed(view, failed_track(0, str(error)))
 
     def flush(self) -> list[Event]:
         """End of the input: start the map from the best pair if there is none, retry frames, refine everything."""

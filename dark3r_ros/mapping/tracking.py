@@ -45,7 +45,8 @@ class TrackResult:
     reason: str = ''
 
 
-def _failed(matches: int, reason: str) -> TrackResult:
+def failed_track(matches: int, reason: str) -> TrackResult:
+    """Result of a view without a pose."""
     return TrackResult(None, np.zeros((6, 6)), np.zeros(0, np.int64), 0, matches, 0.0, 0.0, reason)
 
 
@@ -99,12 +100,12 @@ def track(
     """
     usable = [keyframe for keyframe in references if keyframe.features is not None]
     if not usable:
-        return _failed(0, 'no keyframe left to compare with')
+        return failed_track(0, 'no keyframe left to compare with')
     pairs = [(keyframe.features, view.features) for keyframe in usable if keyframe.features is not None]
     links = _links(usable, predictor.match(pairs))
     tried = len(links.landmark)
     if tried < config.min_matches:
-        return _failed(tried, f'{tried} matches with the map, {config.min_matches} needed')
+        return failed_track(tried, f'{tried} matches with the map, {config.min_matches} needed')
     min_inliers = config.min_inliers * (2 if recovering else 1)
     points = sparse_map.landmarks.points[links.landmark]
     observed = view.camera.unproject(links.pixels)
@@ -112,7 +113,7 @@ def track(
     if found is None and guess is not None:
         found = resect(points, observed, view.focal, config.max_error, min_inliers=config.min_inliers)
     if found is None:
-        return _failed(tried, f'no pose explains {config.min_inliers} of {tried} matches with the map')
+        return failed_track(tried, f'no pose explains {config.min_inliers} of {tried} matches with the map')
     inliers = int(found.inliers.sum())
     # References that look elsewhere only add wrong matches; the share counts where any agree.
     agreeing = np.bincount(links.reference[found.inliers], minlength=len(usable)) > 0.1 * np.bincount(
@@ -120,7 +121,7 @@ def track(
     )
     share = inliers / max(int(agreeing[links.reference].sum()), 1)
     if inliers < min_inliers or share < config.min_inlier_share:
-        return _failed(tried, f'only {inliers} of {tried} matches with the map agree with one pose')
+        return failed_track(tried, f'only {inliers} of {tried} matches with the map agree with one pose')
     own = found.inliers & (links.reference == 0)
     reference_count = max(len(usable[0].table.observing()), 1)
     shift = np.linalg.norm(links.pixels[own] - links.reference_pixels[own], axis=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic_world import CAMERA, EPOCH_NS, RATE_NS, World, WorldPredictor, frame, index_of, stamp
 
-from dark3r_ros.errors import ReconstructionError
+from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.align import umeyama
 from dark3r_ros.mapping.config import MappingConfig
@@ -282,6 +282,22 @@ def test_a_weak_young_map_is_given_up_and_started_again():
     posed = drive.pipeline.reconstruction().trajectory()
     assert len(posed) > 45
     assert drive.pipeline.status().state == MappingState.TRACKING
+
+
+def test_a_matcher_that_fails_costs_the_frame_and_nothing_else():
+    drive = Drive().drive(0, 40)
+    working = drive.predictor.match
+
+    def broken(pairs):
+        raise DataError('descriptors are not finite')
+
+    drive.predictor.match = broken
+    drive.events.clear()
+    drive.drive(40, 42)
+    assert [event.reason for event in drive.unposed()] == ['descriptors are not finite'] * 2
+    drive.predictor.match = working
+    drive.drive(42, 50)
+    assert len(drive.posed()) == 8
 
 
 def test_empty_input_is_an_error_with_one_line():
