@@ -14,8 +14,11 @@ import errno
 import importlib
 import importlib.util
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import NoReturn
 
@@ -109,8 +112,25 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         raise
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a plain `kill` unwind like Ctrl-C, so that temporary files go and child processes end."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 2 for a user's mistake, 130 when interrupted.
+    """Run one command; the exit status is 0, 2 for a user's mistake, 130 when interrupted or terminated.
 
     Unexpected exceptions pass through, so that their traceback is seen.
     """
@@ -125,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in available_commands():
         return _unknown(arguments[0])
     try:
-        return _run(name, arguments[1:])
+        with _terminable():
+            return _run(name, arguments[1:])
     except SystemExit as stop:  # argparse: 0 after --help
         return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
 

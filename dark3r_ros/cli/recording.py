@@ -134,8 +134,10 @@ def _bag_sink(path: Path, storage: str, overwrite: bool) -> Iterator[_BagSink]:
         folder = _temporary(path)
         try:
             yield _BagSink(folder, bag)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, KeyboardInterrupt):
+                bag.discard()  # the same command makes it again, and without truth it is of no use
             raise
     try:
         for item in sorted(folder.iterdir()):

@@ -143,6 +143,11 @@ class BagWriter:
         if not self.message_count:
             shutil.rmtree(self._partial, ignore_errors=True)
 
+    def discard(self) -> None:
+        """Stop and delete what was written."""
+        self.message_count = 0
+        self.abort()
+
     def _failure(self, error: Exception) -> Exception:
         import sqlite3
 

@@ -9,10 +9,12 @@ import fcntl
 import json
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
 import termios
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,6 +106,22 @@ def test_system_errors_are_one_line_but_bugs_are_not(command, capsys):
 def test_interrupt(command, capsys):
     command(raiser(KeyboardInterrupt()))
     assert entry.main(['inspect']) == 130
+
+
+def test_kill_unwinds_like_an_interrupt(command):
+    before = signal.getsignal(signal.SIGTERM)
+    unwound = []
+
+    def run(args):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5.0)
+        finally:
+            unwound.append(True)
+
+    command(run)
+    assert entry.main(['inspect']) == 130
+    assert unwound and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_wrong_option_is_status_2(command, capsys):

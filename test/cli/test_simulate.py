@@ -132,3 +132,19 @@ def test_a_full_disk_is_reported_and_leaves_no_rubbish(tmp_path: Path, capsys, m
 def test_depth_counts_are_millimetres_and_zero_where_unknown() -> None:
     depth = np.array([[1.2345, np.inf], [np.nan, 70.0]], np.float32)
     assert depth_counts(depth).tolist() == [[1234, 0], [0, 0]]
+
+
+@pytest.mark.parametrize('form', ['bag', 'folder'])
+def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch, form: str) -> None:
+    calls = []
+
+    def interrupted(depth: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return depth_counts(depth)
+
+    monkeypatch.setattr('dark3r_ros.cli.recording.depth_counts', interrupted)
+    assert main(['simulate', 'tunnel', '-o', str(tmp_path / 'out'), *SMALL, '--format', form]) == 130
+    assert len(calls) == 2
+    assert list(tmp_path.iterdir()) == []
