@@ -73,8 +73,15 @@ class Intake:
         sample = frame.mosaic[::3, ::3]  # odd step: all colours take part
         if float(np.percentile(sample, 5)) >= 0.98 * frame.white_level:
             raise RefusedError('all pixels are saturated: shorten the exposure or lower the gain', counts_as_loss=True)
-        if int(sample.max()) == int(sample.min()) or float(sample.max()) <= min(frame.black_level):
+        low, high = int(sample.min()), int(sample.max())
+        if high <= min(frame.black_level):
             raise RefusedError('all pixels are black: lens cap on, or no light and no pedestal', counts_as_loss=True)
+        if low == high:
+            raise RefusedError(
+                f'all pixels have the same value {high}: saturated below the stated white level {frame.white_level:g}, '
+                'or no picture of the sensor',
+                counts_as_loss=True,
+            )
 
     def _encode(self, frame: Frame) -> View:
         binning = self._config.binning or choose_binning(frame.size[0], self._config.network_width)

@@ -222,7 +222,11 @@ def test_stamps_that_repeat_or_go_back_are_ignored_and_nothing_is_lost():
     assert len(drive.posed()) == 10
 
 
-@pytest.mark.parametrize(('value', 'word'), [(64, 'black'), (4095, 'saturated')], ids=['all black', 'all saturated'])
+@pytest.mark.parametrize(
+    ('value', 'word'),
+    [(64, 'are black'), (4095, 'are saturated'), (1023, 'the same value 1023')],
+    ids=['all black', 'all saturated', 'all the same'],
+)
 def test_a_picture_without_content_is_named_and_survived(value, word):
     drive = Drive().drive(0, 40)
     drive.events.clear()
