@@ -42,7 +42,7 @@ def log_trace(logger: Any, error: BaseException) -> None:
 def run(make: Callable[[], Any], arguments: Sequence[str] | None = None) -> int:
     """Spin the node that `make` builds until it is finished or SIGINT or SIGTERM comes; return the exit status.
 
-    A Dark3rError while it is built or closed is one line on standard error and status 2.
+    A Dark3rError while it is built or closed, and wrong ROS arguments, are one line on standard error and status 2.
     """
     stop = False
 
@@ -54,7 +54,11 @@ def run(make: Callable[[], Any], arguments: Sequence[str] | None = None) -> int:
         stop = True
 
     # rclpy's own handler would shut the context down under us, before the map is saved.
-    rclpy.init(args=None if arguments is None else list(arguments), signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=None if arguments is None else list(arguments), signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # a parameter file that is missing or broken, a wrong --ros-args
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        return 2
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     executor = SingleThreadedExecutor()

@@ -135,3 +135,11 @@ def test_mistakes_are_one_line_and_status_2(start, tmp_path, name, parameters, w
     assert process.wait(20) == 2
     log = (tmp_path / f'{name}.log').read_text()
     assert words in log and 'Traceback' not in log
+
+
+def test_a_missing_parameter_file_is_one_line_and_status_2():
+    command = [sys.executable, '-m', 'dark3r_ros.nodes.replay', '--ros-args', '--params-file', '/does/not/exist.yaml']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if '[rcl]' not in line]  # its own logger speaks as well
+    assert line.startswith('error: ') and '/does/not/exist.yaml' in line
