@@ -49,6 +49,7 @@ class Intake:
     def take(self, frame: Frame) -> View:
         """Turn a frame into a view. Raises RefusedError."""
         self._check_stamp(frame.stamp_ns)
+        self.snr_db = math.nan  # a refused frame must not show the ratio of the one before
         if frame.camera is None:
             raise RefusedError('no calibration: publish camera_info beside the image', waiting=True)
         try:

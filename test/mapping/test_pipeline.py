@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The online pipeline against exact truth, and against what a camera in the field does to it."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -235,6 +236,8 @@ def test_a_picture_without_content_is_named_and_survived(value, word):
     assert all(word in event.reason for event in drive.unposed())
     assert len(drive.unposed()) == 6
     assert drive.pipeline.status().state == MappingState.LOST
+    assert math.isnan(drive.pipeline.status().snr_db)
+    assert all(math.isnan(record.snr_db) for record in drive.pipeline.reconstruction().frames[40:])
     drive.drive(46, 52)
     assert drive.posed()
 
