@@ -34,7 +34,7 @@ class MiniMatchConfig(Config):
     return_tolerance: float = setting(
         2.0, 'How far the way to the other frame and back may end from its start.', unit='px', minimum=0.0
     )
-    min_confidence: float = setting(0.05, 'Matches below this confidence are dropped.', minimum=0.0, maximum=1.0)
+    min_confidence: float = setting(0.1, 'Matches below this confidence are dropped.', minimum=0.0, maximum=1.0)
     max_matches: int = setting(1000, 'The most confident matches that are kept; 0 keeps all.', minimum=0)
 
 
@@ -148,20 +148,23 @@ class MiniPredictor:
             nothing = torch.zeros(0, device=self.device)
             return _Found(nothing.long(), nothing.reshape(0, 2), nothing)
         cell = (a.described.float() @ b.coarse.float().T).argmax(1)
+        coarse_back = (b.coarse[cell].float() @ a.described.float().T).argmax(1)
+        distance = (_xy(a.keypoints[coarse_back], a) - _xy(a.keypoints, a)).abs().amax(1) * FINE
+        # A confidence is never above the reliability: what must fail is left out before the costly part.
+        chosen = (distance <= 2 * COARSE) & (a.reliability >= self.config.min_confidence)
+        keypoint, cell, reliability = a.keypoints[chosen], cell[chosen], a.reliability[chosen].float()
         columns = b.shape[1] * FINE // COARSE
         ratio = COARSE // FINE
         start = torch.stack([cell % columns, cell // columns], dim=1) * ratio + ratio // 2
-        position, peak = self._refine(a.fine[a.keypoints], b, start)
+        position, peak = self._refine(a.fine[keypoint], b, start)
+        sure = reliability * peak >= self.config.min_confidence
+        keypoint, position, confidence = keypoint[sure], position[sure], (reliability * peak)[sure]
         back = position.round().long()
-        returned, _ = self._refine(b.fine[back[:, 1] * b.shape[1] + back[:, 0]], a, _xy(a.keypoints, a))
+        returned, _ = self._refine(b.fine[back[:, 1] * b.shape[1] + back[:, 0]], a, _xy(keypoint, a))
         # The way back starts at the nearest fine pixel: what was rounded off is given back.
-        error = ((returned - _xy(a.keypoints, a) + (position - back)) * FINE).norm(dim=1)
-        coarse_back = (b.coarse[cell].float() @ a.described.float().T).argmax(1)
-        distance = (_xy(a.keypoints[coarse_back], a) - _xy(a.keypoints, a)).abs().amax(1) * FINE
-        confidence = a.reliability.float() * peak
-        kept = (error <= self.config.return_tolerance) & (distance <= 2 * COARSE)
-        kept &= confidence >= self.config.min_confidence
-        return _Found(a.keypoints[kept], position[kept], confidence[kept])
+        error = ((returned - _xy(keypoint, a) + (position - back)) * FINE).norm(dim=1)
+        kept = error <= self.config.return_tolerance
+        return _Found(keypoint[kept], position[kept], confidence[kept])
 
     def _refine(self, query: Tensor, b: MiniFeatures, start: Tensor) -> tuple[Tensor, Tensor]:
         """Best place (M, 2) in fine pixels within windows around starts (M, 2), and the probability there (M,)."""
@@ -172,7 +175,7 @@ class MiniPredictor:
         window = start.round().long()[:, None] + offsets
         inside = (window >= 0).all(-1) & (window[..., 0] < width) & (window[..., 1] < height)
         index = window[..., 1].clamp(0, height - 1) * width + window[..., 0].clamp(0, width - 1)
-        similarity = torch.einsum('mc,mkc->mk', query.float(), b.fine.float()[index])
+        similarity = torch.einsum('mc,mkc->mk', query.float(), b.fine[index].float())
         chance = functional.softmax((self._fine_scale * similarity).masked_fill(~inside, -1e4), dim=1)
         best = window.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))
         near = ((window - best).abs().amax(-1) <= 1) * chance
