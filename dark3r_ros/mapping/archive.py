@@ -34,6 +34,7 @@ class Archive:
             self._next += 1
             if len(self._remembered) > self._config.relocalise_keyframes:
                 self._drop_features(self._most_redundant())
+        sparse_map.retire(self._next)
         # In lots, because every landmark has to be looked at.
         if self._next - self._forgotten > self._config.max_archived + 100:
             self._forget(sparse_map, sparse_map.keyframes[self._forgotten : self._next - self._config.max_archived])
@@ -64,7 +65,8 @@ class Archive:
                 seen = keyframe.table.landmark
                 keyframe.table.landmark = np.full_like(seen, -1)
                 keyframe.table.compact()
-        counts = sparse_map.observation_counts(sparse_map.keyframes)
+        sparse_map.retire(0)  # the counts have changed
+        counts = sparse_map.support()
         gone = np.flatnonzero(sparse_map.landmarks.alive & (counts < 2))
         self.cloud.add(sparse_map.landmarks.points[gone], sparse_map.landmarks.colors[gone])
         sparse_map.remove_unsupported()

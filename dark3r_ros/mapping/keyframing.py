@@ -161,7 +161,7 @@ def _share_landmarks(
             already.add(int(landmark[number]))
     if double.any():
         pair = np.stack([landmark[double], landmark[chosen[double]]])
-        sparse_map.merge(pair.min(axis=0), pair.max(axis=0), sparse_map.keyframes)
+        sparse_map.merge(pair.min(axis=0), pair.max(axis=0))
 
 
 def _triangulate_new(

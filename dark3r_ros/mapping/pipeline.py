@@ -200,11 +200,15 @@ class MappingPipeline:
         self._newest = (result.inliers, result.matches)
         if result.camera_from_world is None:
             return self._unposed(view, result)
+        found_again = self._state == MappingState.LOST
         if recovering:
             self._motion = None
         self._failures = 0
         events = self._accept(view, result)
         self._motion = (self._motion[1] if self._motion else result.camera_from_world, result.camera_from_world)
+        if found_again:
+            message = f'found the map again by {result.inliers} correspondences; the next frame confirms it'
+            return events + self._enter(view.stamp_ns, MappingState.RELOCALISING, message)
         return events + self._enter(view.stamp_ns, *self._quality(result))
 
     def _accept(self, view: View, result: TrackResult) -> list[Event]:
@@ -284,6 +288,7 @@ class MappingPipeline:
 
     def _complete_matches(self) -> None:
         """Match keyframes that see the same landmarks but never met, so that the final adjustment is well tied."""
+        self._map.retire(0)  # old keyframes gain observations here
         keyframes = [keyframe for keyframe in self._map.keyframes if keyframe.features is not None]
         for number, keyframe in enumerate(keyframes):
             before = keyframes[: max(number - self._config.neighbours, 0)]
@@ -339,9 +344,8 @@ class MappingPipeline:
         return MappingState.TRACKING, 'tracking'
 
     def _state_without_pose(self) -> MappingState:
-        if self._failures >= self._config.lost_after:
-            return MappingState.LOST
-        return MappingState.LOST if self._state == MappingState.LOST else MappingState.DEGRADED
+        lost = self._state in (MappingState.LOST, MappingState.RELOCALISING)
+        return MappingState.LOST if lost or self._failures >= self._config.lost_after else MappingState.DEGRADED
 
     # ------------------------------------------------------------------ events
 

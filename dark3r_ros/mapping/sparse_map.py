@@ -103,6 +103,8 @@ class SparseMap:
     def __init__(self) -> None:
         self.keyframes: list[Keyframe] = []
         self.landmarks = LandmarkTable()
+        self._retired = 0
+        self._retired_counts: Index = np.zeros(0, dtype=np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +132,28 @@ class SparseMap:
             counts[seen[seen >= 0]] += 1
         return counts
 
+    def retire(self, count: int) -> None:
+        """Count the observations of the first `count` keyframes once and for all: they no longer change.
+
+        What is asked of every landmark at every keyframe then costs the same however long the run is. A smaller
+        `count` than before starts counting anew.
+        """
+        if count < self._retired:
+            self._retired, self._retired_counts = 0, np.zeros(0, dtype=np.int64)
+        self._retired_counts = self._padded_counts()
+        for keyframe in self.keyframes[self._retired : count]:
+            seen = keyframe.table.landmark
+            self._retired_counts[seen[seen >= 0]] += 1
+        self._retired = count
+
+    def _padded_counts(self) -> Index:
+        missing = self.landmarks.capacity - len(self._retired_counts)
+        return np.pad(self._retired_counts, (0, missing)) if missing > 0 else self._retired_counts
+
+    def support(self) -> Index:
+        """How many keyframes of the whole map see each landmark row (capacity,)."""
+        return self._padded_counts() + self.observation_counts(self.keyframes[self._retired :])
+
     def covisible(self, landmarks: Index, candidates: Sequence[Keyframe]) -> list[Keyframe]:
         """Candidates that see any of the landmarks, most shared first, newer first among equals."""
         wanted = np.zeros(self.landmarks.capacity + 1, dtype=bool)
@@ -138,8 +162,8 @@ class SparseMap:
         order = sorted(range(len(candidates)), key=lambda number: (-shared[number], -number))
         return [candidates[number] for number in order if shared[number] > 0]
 
-    def merge(self, kept: Index, removed: Index, keyframes: Sequence[Keyframe]) -> None:
-        """Let landmarks `removed` become `kept` wherever the keyframes see them.
+    def merge(self, kept: Index, removed: Index) -> None:
+        """Let landmarks `removed` become `kept` wherever they are seen.
 
         A keyframe that sees both keeps its observation of the first one and loses the other.
         """
@@ -148,19 +172,14 @@ class SparseMap:
         target[removed] = kept
         for _ in range(8):  # chains a -> b -> c
             target = np.where(target >= 0, target[target], -1)
-        for keyframe in keyframes:
-            old = keyframe.table.landmark
-            new = target[old]
-            changed = np.flatnonzero(new != old)
-            if len(changed) == 0:
-                continue
-            taken = set(new[new == old].tolist())
-            for row in changed.tolist():
-                new[row] = -1 if new[row] in taken else new[row]
-                taken.add(int(new[row]))
-            keyframe.table.landmark = new
-        gone = removed[target[removed] != removed]
-        self.landmarks.remove(np.unique(gone))
+        gone = np.unique(removed[target[removed] != removed])
+        retired = self._retired_counts = self._padded_counts()
+        first = 0 if retired[gone].any() else self._retired
+        for keyframe in self.keyframes[first:]:
+            _relabel(keyframe, target)
+        np.add.at(retired, target[gone], retired[gone])
+        retired[gone] = 0
+        self.landmarks.remove(gone)
 
     def cull(self, keyframes: Sequence[Keyframe], max_error_px: float) -> None:
         """Drop observations that reproject badly, then landmarks seen by fewer than two keyframes of the whole map."""
@@ -172,23 +191,36 @@ class SparseMap:
         self.remove_unsupported()
 
     def remove_unsupported(self) -> None:
-        """Remove landmarks that fewer than two keyframes see."""
-        counts = self.observation_counts(self.keyframes)
-        weak = np.flatnonzero(self.landmarks.alive & (counts < 2))
+        """Remove landmarks that fewer than two keyframes see; those seen by a retired keyframe stay with it."""
+        weak = np.flatnonzero(self.landmarks.alive & (self._padded_counts() == 0) & (self.support() < 2))
         if len(weak) == 0:
             return
         unsupported = np.zeros(self.landmarks.capacity + 1, dtype=bool)
         unsupported[weak] = True
-        for keyframe in self.keyframes:
+        for keyframe in self.keyframes[self._retired :]:
             seen = keyframe.table.landmark
             seen[unsupported[seen] & (seen >= 0)] = -1
         self.landmarks.remove(weak)
 
     def cloud(self, landmarks: Index) -> PointCloud:
         """Landmark rows as a cloud; confidence is the number of keyframes that see each."""
-        counts = self.observation_counts(self.keyframes)
+        counts = self.support()
         return PointCloud(
             self.landmarks.points[landmarks].astype(np.float32),
             self.landmarks.colors[landmarks].copy(),
             counts[landmarks].astype(np.float32),
         )
+
+
+def _relabel(keyframe: Keyframe, target: Index) -> None:
+    """Let a keyframe see `target[landmark]` in place of each landmark, none of them twice."""
+    old = keyframe.table.landmark
+    new = target[old]
+    changed = np.flatnonzero(new != old)
+    if len(changed) == 0:
+        return
+    taken = set(new[new == old].tolist())
+    for row in changed.tolist():
+        new[row] = -1 if new[row] in taken else new[row]
+        taken.add(int(new[row]))
+    keyframe.table.landmark = new

@@ -71,7 +71,7 @@ def make_map(observations):
 
 def test_merging_follows_chains_and_never_sees_a_landmark_twice():
     sparse_map = make_map([[0, 1, 4], [1, 2, 3], [2, 0, 3]])
-    sparse_map.merge(np.array([0, 1]), np.array([1, 2]), sparse_map.keyframes)  # 2 -> 1 -> 0
+    sparse_map.merge(np.array([0, 1]), np.array([1, 2]))  # 2 -> 1 -> 0
     seen = [keyframe.table.landmark.tolist() for keyframe in sparse_map.keyframes]
     assert seen[0] == [0, -1, 4]
     assert seen[1] == [0, -1, 3]
@@ -84,6 +84,22 @@ def test_landmarks_of_a_single_keyframe_are_removed():
     sparse_map.remove_unsupported()
     assert [keyframe.table.landmark.tolist() for keyframe in sparse_map.keyframes] == [[-1, 1], [1, -1]]
     assert sparse_map.landmarks.alive.tolist() == [False, True, False]
+
+
+def test_retired_keyframes_are_counted_once_and_merged_all_the_same():
+    sparse_map = make_map([[0, 1], [1, 2], [2, 3], [4, 3]])
+    sparse_map.retire(2)
+    assert sparse_map.support().tolist() == [1, 2, 2, 2, 1]
+    sparse_map.merge(np.array([3]), np.array([4]))
+    assert sparse_map.keyframes[3].table.landmark.tolist() == [-1, 3]
+    assert sparse_map.support().tolist()[:4] == [1, 2, 2, 2]
+    sparse_map.merge(np.array([0]), np.array([1]))  # seen by retired keyframes only
+    assert sparse_map.keyframes[0].table.landmark.tolist() == [0, -1]
+    assert sparse_map.keyframes[1].table.landmark.tolist() == [0, 2]
+    sparse_map.remove_unsupported()
+    assert sparse_map.landmarks.alive.tolist() == [True, False, True, True, False]
+    sparse_map.retire(0)
+    assert sparse_map.support().tolist() == [2, 0, 2, 2, 0]
 
 
 def test_culling_drops_what_reprojects_badly():

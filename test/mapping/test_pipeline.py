@@ -7,11 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import synthetic_world
 from synthetic_world import CAMERA, EPOCH_NS, RATE_NS, World, WorldPredictor, frame, index_of, stamp
 
 from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.align import umeyama
+from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import FramePosed, FrameUnposed, KeyframeAdded, KeyframesMoved, StateChanged
 from dark3r_ros.mapping.pipeline import MappingPipeline
@@ -79,6 +81,19 @@ def test_drive_is_mapped_with_every_frame_posed(indexed):
     drive.pipeline.flush()
     refined, _ = drive.score()
     assert refined < 0.006
+
+
+def test_a_distorted_lens_is_undone(monkeypatch):
+    lens = Camera(320, 240, 250.0, 250.0, 159.5, 119.5, 'plumb_bob', (-0.25, 0.08, 0.001, -0.001, 0.0))
+    monkeypatch.setattr(synthetic_world, 'CAMERA', lens)
+    drive = Drive()
+    drive.push(*(frame(index, camera=lens) for index in range(60)))
+    drive.pipeline.flush()
+    assert len(drive.posed()) >= 60
+    assert drive.score()[0] < 0.01
+    seen = drive.pipeline.reconstruction().observations
+    assert seen.pixels.min() > -1.5  # noise may push a keypoint over the edge
+    assert seen.pixels[:, 0].max() < 320.5
 
 
 def test_a_frame_is_encoded_once():
@@ -155,7 +170,7 @@ def test_lost_in_the_dark_and_found_again():
     found = [index_of(event.stamp_ns) for event in drive.posed()]
     assert found
     assert found[0] - 75 < 8
-    assert drive.pipeline.status().state == MappingState.TRACKING
+    assert drive.states()[-2:] == [MappingState.RELOCALISING, MappingState.TRACKING]
     last = drive.posed()[-1].world_from_camera
     same_place = next(
         record.world_from_camera
