@@ -25,7 +25,18 @@ from typing import NoReturn
 from dark3r_ros import __version__
 from dark3r_ros.errors import ConfigError, Dark3rError
 
-COMMANDS = ('demo', 'simulate', 'darken', 'inspect', 'map', 'evaluate', 'calibrate_noise', 'weights', 'export_engine')
+COMMANDS = (
+    'demo',
+    'simulate',
+    'darken',
+    'inspect',
+    'map',
+    'evaluate',
+    'report',
+    'calibrate_noise',
+    'weights',
+    'export_engine',
+)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

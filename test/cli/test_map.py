@@ -86,6 +86,10 @@ def test_the_same_input_gives_the_same_bytes(bag, result, tmp_path):
     assert main(['map', str(bag), '-o', str(again), '--no-report']) == 0
     assert (again / 'trajectory.tum').read_bytes() == (result / 'trajectory.tum').read_bytes()
     assert not (again / 'report.html').exists()
+    assert main(['report', str(again)]) == 0
+    page = (again / 'report.html').read_text()
+    assert 'frames posed' in page
+    assert (again / 'report' / 'trajectory.png').stat().st_size > 1000
 
 
 def test_settings_reach_the_pipeline_and_ranges_are_kept(bag, tmp_path, capsys):
@@ -155,6 +159,11 @@ def test_missing_topic_lists_those_there_are(bag, tmp_path, capsys):
     line = error_line(capsys)
     assert '/thermal' in line
     assert '/camera/image_raw' in line
+
+
+def test_report_of_a_folder_without_result_is_one_line(tmp_path, capsys):
+    assert main(['report', str(tmp_path)]) == 2
+    assert 'report.json' in error_line(capsys)
 
 
 def test_input_that_does_not_exist_or_is_empty(tmp_path, capsys):
