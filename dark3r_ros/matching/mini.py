@@ -103,6 +103,7 @@ class MiniPredictor:
         chosen = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
         self.device = torch.device(chosen)
         self.network = network.to(self.device)
+        self._coarse_scale = float(network.coarse_scale.clamp(max=4.0).exp())
         self._fine_scale = float(network.fine_scale.clamp(max=4.0).exp())
 
     @property
@@ -147,18 +148,21 @@ class MiniPredictor:
         if not len(a.keypoints) or not len(b.coarse):
             nothing = torch.zeros(0, device=self.device)
             return _Found(nothing.long(), nothing.reshape(0, 2), nothing)
-        cell = (a.described.float() @ b.coarse.float().T).argmax(1)
+        columns = b.shape[1] * FINE // COARSE
+        similarity = a.described.float() @ b.coarse.float().T
+        cell = similarity.argmax(1)
         coarse_back = (b.coarse[cell].float() @ a.described.float().T).argmax(1)
         distance = (_xy(a.keypoints[coarse_back], a) - _xy(a.keypoints, a)).abs().amax(1) * FINE
-        # A confidence is never above the reliability: what must fail is left out before the costly part.
-        chosen = (distance <= 2 * COARSE) & (a.reliability >= self.config.min_confidence)
-        keypoint, cell, reliability = a.keypoints[chosen], cell[chosen], a.reliability[chosen].float()
-        columns = b.shape[1] * FINE // COARSE
+        # What can no longer reach the least confidence is left out before the costly parts.
+        chosen = ((distance <= 2 * COARSE) & (a.reliability >= self.config.min_confidence)).nonzero()[:, 0]
+        keypoint, cell = a.keypoints[chosen], cell[chosen]
+        likely = _around(functional.softmax(self._coarse_scale * similarity[chosen], dim=1), cell, columns)
+        expected = a.reliability[chosen].float() * likely
         ratio = COARSE // FINE
         start = torch.stack([cell % columns, cell // columns], dim=1) * ratio + ratio // 2
         position, peak = self._refine(a.fine[keypoint], b, start)
-        sure = reliability * peak >= self.config.min_confidence
-        keypoint, position, confidence = keypoint[sure], position[sure], (reliability * peak)[sure]
+        sure = expected * peak >= self.config.min_confidence
+        keypoint, position, confidence = keypoint[sure], position[sure], (expected * peak)[sure]
         back = position.round().long()
         returned, _ = self._refine(b.fine[back[:, 1] * b.shape[1] + back[:, 0]], a, _xy(keypoint, a))
         # The way back starts at the nearest fine pixel: what was rounded off is given back.
@@ -212,6 +216,16 @@ def _features(coarse: Tensor, fine: Tensor, reliability: Tensor, size: tuple[int
         (height, width),
         size,
     )
+
+
+def _around(chance: Tensor, cell: Tensor, columns: int) -> Tensor:
+    """Sum (N,) of the chances (N, rows * columns) of a cell (N,) and those around it."""
+    side = torch.tensor([-1, 0, 1], device=chance.device)
+    x = (cell % columns)[:, None, None] + side
+    y = (cell // columns)[:, None, None] + side[:, None]
+    inside = (x >= 0) & (x < columns) & (y >= 0) & (y < chance.shape[1] // columns)
+    index = torch.where(inside, y * columns + x, 0).flatten(1)
+    return (chance.gather(1, index) * inside.flatten(1)).sum(1)
 
 
 def _xy(index: Tensor, features: MiniFeatures) -> Tensor:
