@@ -57,9 +57,10 @@ def right_matches(matcher, pairs, snr_db):
 def test_matches_in_the_dark_where_sift_does_not(rooms, predictor):
     _, classical = right_matches(ClassicalPredictor(), rooms, -4.0)
     total, right = right_matches(predictor, rooms, -4.0)
-    assert right >= 20 * len(rooms.overlap)
-    assert right > 5 * classical
-    assert right > 0.3 * total
+    # Measured: 296 right of 497 for `mini`, 8 of 47 for SIFT.
+    assert right >= 50 * len(rooms.overlap)
+    assert right > 10 * classical
+    assert right > 0.5 * total
 
 
 def test_is_exact_to_a_fraction_of_a_pixel_in_the_light(predictor):
