@@ -138,16 +138,16 @@ class Recording:
 
     def _on_status(self, message: Any) -> bool:
         self._last_status = message
-        self.frames_received = message.frames_received
+        arrived, self.frames_received = message.frames_received > self.frames_received, message.frames_received
         was_busy, self.busy = self.busy, message.queue_length > 0
         stamp_ns = convert.stamp_to_ns(message.header.stamp)
         # A status without a new frame comes every second; only news counts as activity. Until the first frame is
-        # through, the stamp is zero.
+        # through, the stamp is zero; that it arrived is news already, however long the wait for it was.
         new = stamp_ns > 0 and stamp_ns not in self._statuses
         if new:
             self._statuses[stamp_ns] = message
             self._processed.add(self._clock())
-        return new or self.busy or was_busy
+        return new or arrived or self.busy or was_busy
 
     # ------------------------------------------------------------------ results
 

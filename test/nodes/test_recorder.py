@@ -110,6 +110,17 @@ def test_idle_means_no_news_and_nothing_left_to_do(recording):
     assert recording.idle_for() == 0.0
 
 
+def test_a_first_frame_after_a_long_wait_is_news_before_it_is_through(recording):
+    clock = recording._clock
+    clock.now += 50
+    recording.take(interface.STATUS, status(0, 1))  # received, being worked on: no stamp, nothing waits
+    assert recording.frames_received == 1
+    assert recording.idle_for() == 0.0
+    clock.now += 3
+    recording.take(interface.STATUS, status(0, 1))
+    assert recording.idle_for() == 3
+
+
 def test_without_calibration_there_is_nothing_to_write():
     with pytest.raises(DataError, match='no camera_info'):
         Recording().reconstruction()
