@@ -11,7 +11,6 @@ import importlib.util
 import json
 import math
 import os
-import random
 import re
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dark3r_ros.cli.common import parse_size, print_json, progress
-from dark3r_ros.cli.processes import Child, ChildError, Children
+from dark3r_ros.cli.processes import Child, ChildError, Children, unused_domain
 from dark3r_ros.errors import ConfigError, DependencyError
 from dark3r_ros.evaluation.evaluate import Evaluation, evaluate_result, write_evaluation
 from dark3r_ros.storage.bag import BagReader
@@ -76,8 +75,7 @@ def check_environment() -> None:
 def graph_environment() -> dict[str, str]:
     """Environment of the nodes: a domain of their own, and transports that carry large frames."""
     environment = dict(os.environ)
-    # Above 101 the ports of a domain may meet those that the system hands out.
-    environment['ROS_DOMAIN_ID'] = str(random.SystemRandom().randint(1, 101))
+    environment['ROS_DOMAIN_ID'] = str(unused_domain())
     environment.setdefault('OMP_NUM_THREADS', '1')
     if not environment.get('FASTDDS_DEFAULT_PROFILES_FILE'):
         environment.setdefault('FASTDDS_BUILTIN_TRANSPORTS', 'LARGE_DATA')

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +18,19 @@ from types import TracebackType
 from dark3r_ros.errors import Dark3rError
 
 _POLITE_SECONDS = 5.0
+SHARED_MEMORY = Path('/dev/shm')
+
+
+def unused_domain(shared_memory: Path = SHARED_MEMORY) -> int:
+    """Choose a ROS domain at random among those without files of Fast DDS in shared memory.
+
+    Such files belong to neighbours, or to processes that were killed: then they stay, and new processes of that
+    domain may never find each other. Above 101 the ports of a domain may meet those that the system hands out.
+    """
+    names = (re.match(r'fastdds_port(\d+)', file.name) for file in shared_memory.glob('fastdds_port*'))
+    taken = {(int(name[1]) - 7400) // 250 for name in names if name}
+    free = [domain for domain in range(1, 102) if domain not in taken]
+    return random.SystemRandom().choice(free or range(1, 102))
 
 
 class ChildError(Dark3rError):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dark3r_ros.cli.processes import ChildError, Children
+from dark3r_ros.cli.processes import ChildError, Children, unused_domain
 
 SLEEPER = [sys.executable, '-c', 'import time; print("up", flush=True); time.sleep(60)']
 # Ignores the polite signal and has a child of its own.
@@ -108,3 +108,12 @@ def test_waiting_for_a_line_ends_with_it_or_with_a_reason(tmp_path):
         children.start('doomed', [sys.executable, '-c', 'raise SystemExit(4)'])
         with pytest.raises(ChildError, match='doomed ended with status 4'):
             children.wait_for_line(child, 'never', 10)
+
+
+def test_domains_with_shared_memory_of_others_are_left_alone(tmp_path):
+    for domain in range(1, 102):
+        if domain != 42:
+            (tmp_path / f'fastdds_port{7400 + 250 * domain + 11}').touch()
+    assert {unused_domain(tmp_path) for _ in range(20)} == {42}
+    (tmp_path / 'fastdds_port17910_el').touch()  # 42 as well: none is free, any will do
+    assert unused_domain(tmp_path) in range(1, 102)

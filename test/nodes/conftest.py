@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import random
 import threading
 import time
 from array import array
 
 import numpy as np
 import pytest
+
+from dark3r_ros.cli.processes import unused_domain
 
 if 'FASTDDS_DEFAULT_PROFILES_FILE' not in os.environ:
     os.environ.setdefault('FASTDDS_BUILTIN_TRANSPORTS', 'LARGE_DATA')
@@ -97,7 +98,7 @@ class Graph:
 @pytest.fixture
 def domain(monkeypatch) -> int:
     """A domain of its own, so that neighbours on the same machine are not heard."""
-    number = random.SystemRandom().randint(1, 100)
+    number = unused_domain()
     monkeypatch.setenv('ROS_DOMAIN_ID', str(number))
     return number
 

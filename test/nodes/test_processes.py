@@ -58,9 +58,13 @@ def start(domain, tmp_path):
 
     yield begin
     for process in running:
-        if process.poll() is None:
+        process.terminate()  # a killed process would leave its shared memory behind
+    for process in running:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
             process.kill()
-        process.wait()
+            process.wait()
 
 
 def wait_for_line(log: Path, text: str, timeout: float = 60.0) -> None:
