@@ -53,12 +53,6 @@ def triangulate(cameras_from_world: ArrayLike, observations: ArrayLike) -> Array
     return homogeneous[:, :3] / safe
 
 
-def depths(camera_from_world: ArrayLike, points: ArrayLike) -> Array:
-    """Depth z (N,) of world points (N, 3) in a camera (4, 4)."""
-    pose = np.asarray(camera_from_world, dtype=np.float64)
-    return np.asarray(points, dtype=np.float64) @ pose[2, :3] + pose[2, 3]
-
-
 def parallax_angles(centre_first: ArrayLike, centre_second: ArrayLike, points: ArrayLike) -> Array:
     """Angle (N,) in radians under which points (N, 3) see two camera centres; centres are (3,) or (N, 3)."""
     a = np.asarray(centre_first, dtype=np.float64) - np.asarray(points, dtype=np.float64)

@@ -101,7 +101,6 @@ class Intake:
             self._predictor.encode(planes),
             display_image(planes),
             self.snr_db,
-            self.samples,
         )
 
     def _measured_variance(self, planes: Planes, frame: Frame) -> tuple[float, float, float]:

@@ -34,7 +34,6 @@ class View:
     features: Features
     colors: NDArray[np.uint8]
     snr_db: float
-    samples: int
 
     @property
     def focal(self) -> float:

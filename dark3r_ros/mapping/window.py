@@ -28,7 +28,7 @@ def refine_window(sparse_map: SparseMap, config: MappingConfig) -> tuple[list[Ke
     free = [len(fixed) >= 2 or number > 0 for number in range(len(window))]
     frames = [*fixed, *window]
     best = _best_seen(sparse_map, frames, config.window_landmarks)
-    result = _refine(sparse_map, frames, [False] * len(fixed) + free, config, 10, only=best)
+    result = _refine(sparse_map, frames, [False] * len(fixed) + free, config, 10, only=best, with_covariance=True)
     _refine(sparse_map, frames, [False] * len(frames), config, 3, only=~best)
     covariance = np.zeros((6, 6))
     if result is not None and result.pose_covariance is not None:
@@ -65,6 +65,7 @@ def _refine(
     config: MappingConfig,
     iterations: int,
     only: NDArray[np.bool_] | None = None,
+    with_covariance: bool = False,
 ) -> BundleResult | None:
     seen = sparse_map.observations(keyframes)
     counts = np.bincount(seen.landmark, minlength=1)
@@ -85,7 +86,7 @@ def _refine(
         keyframes[-1].focal,
         robust_width=0.5 * config.max_error,
     )
-    result = adjust(problem, iterations, with_covariance=any(free))
+    result = adjust(problem, iterations, with_covariance=with_covariance)
     for keyframe, pose, moves in zip(keyframes, result.cameras_from_world, free, strict=True):
         if moves:
             keyframe.camera_from_world = pose
