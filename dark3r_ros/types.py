@@ -108,6 +108,8 @@ class Correspondences:
     confidence: (N,) float64, larger is better; comparable within one predictor only.
     index_a, index_b: (N,) int64 identities of the points within their frame when the predictor works on repeatable
         keypoints (the same index in two matches of one frame is the same point), else None.
+    anchor_a, anchor_b: (N,) int64 numbers of the fixed keypoints of a frame, -1 where this side was measured between
+        them; None for a predictor without such keypoints. The same number in two pairs is the same place.
     pointmap_a, pointmap_b: (h, w, 3) float32 points of both frames in the optical frame of a, up to scale, or None.
     pointmap_confidence_a, pointmap_confidence_b: (h, w) float32 or None.
 
@@ -122,6 +124,8 @@ class Correspondences:
     pointmap_b: Float32Array | None = None
     pointmap_confidence_a: Float32Array | None = None
     pointmap_confidence_b: Float32Array | None = None
+    anchor_a: NDArray[np.int64] | None = None
+    anchor_b: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.points_a)
@@ -138,6 +142,8 @@ class Correspondences:
             self.pointmap_b,
             self.pointmap_confidence_a,
             self.pointmap_confidence_b,
+            None if self.anchor_a is None else self.anchor_a[mask],
+            None if self.anchor_b is None else self.anchor_b[mask],
         )
 
 

@@ -68,8 +68,16 @@ class MiniFeatures:
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """Keypoints (M,) of one frame, where they lie in the other, in fine pixels (M, 2), and how sure that is (M,)."""
+    """Keypoints of one frame, where they lie in the other, and how sure that is.
 
+    Attributes
+    ----------
+    number: (M,) numbers of the keypoints. keypoint: (M,) their indices into the fine map.
+    position: (M, 2) in fine pixels. confidence: (M,).
+
+    """
+
+    number: Tensor
     keypoint: Tensor
     position: Tensor
     confidence: Tensor
@@ -137,17 +145,21 @@ class MiniPredictor:
         if 0 < self.config.max_matches < len(kept):
             order = confidence[kept].argsort(descending=True, stable=True)
             kept = kept[order[: self.config.max_matches]].sort().values
+        anchor_a = torch.cat([forward.number, torch.full_like(backward.number, -1)])
+        anchor_b = torch.cat([torch.full_like(forward.number, -1), backward.number])
         return Correspondences(
             points_a[kept].double().cpu().numpy().astype(np.float64),
             points_b[kept].double().cpu().numpy().astype(np.float64),
             confidence[kept].double().cpu().numpy().astype(np.float64),
+            anchor_a=anchor_a[kept].cpu().numpy(),
+            anchor_b=anchor_b[kept].cpu().numpy(),
         )
 
     def _search(self, a: MiniFeatures, b: MiniFeatures) -> _Found:
         """Find the keypoints of a in b, and keep those that lead back to themselves."""
         if not len(a.keypoints) or not len(b.coarse):
             nothing = torch.zeros(0, device=self.device)
-            return _Found(nothing.long(), nothing.reshape(0, 2), nothing)
+            return _Found(nothing.long(), nothing.long(), nothing.reshape(0, 2), nothing)
         columns = b.shape[1] * FINE // COARSE
         similarity = a.described.float() @ b.coarse.float().T
         cell = similarity.argmax(1)
@@ -162,13 +174,14 @@ class MiniPredictor:
         start = torch.stack([cell % columns, cell // columns], dim=1) * ratio + ratio // 2
         position, peak = self._refine(a.fine[keypoint], b, start)
         sure = expected * peak >= self.config.min_confidence
-        keypoint, position, confidence = keypoint[sure], position[sure], (expected * peak)[sure]
+        number, confidence = chosen[sure], (expected * peak)[sure]
+        keypoint, position = keypoint[sure], position[sure]
         back = position.round().long()
         returned, _ = self._refine(b.fine[back[:, 1] * b.shape[1] + back[:, 0]], a, _xy(keypoint, a))
         # The way back starts at the nearest fine pixel: what was rounded off is given back.
         error = ((returned - _xy(keypoint, a) + (position - back)) * FINE).norm(dim=1)
         kept = error <= self.config.return_tolerance
-        return _Found(keypoint[kept], position[kept], confidence[kept])
+        return _Found(number[kept], keypoint[kept], position[kept], confidence[kept])
 
     def _refine(self, query: Tensor, b: MiniFeatures, start: Tensor) -> tuple[Tensor, Tensor]:
         """Best place (M, 2) in fine pixels within windows around starts (M, 2), and the probability there (M,)."""
