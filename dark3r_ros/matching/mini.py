@@ -4,6 +4,7 @@
 Each frame has one keypoint in every cell of 8x8 pixels, fixed when it is encoded. A keypoint of one frame is looked
 for in the other, whose side of the match is wherever the fine descriptors meet: exact to a fraction of a pixel, while
 the keypoint side is the same in every pair. Both directions are searched, so that either frame's keypoints are tracked.
+Where the weights hold cross-view layers, the coarse descriptors of a pair are made in the light of each other.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from torch.nn import functional
 
 from dark3r_ros.config import Config, setting, to_mapping
 from dark3r_ros.errors import DataError
-from dark3r_ros.model.mini import BUNDLED, COARSE, FINE, load_mini, pad_image, read_mini_header
+from dark3r_ros.model.mini import (
+    BUNDLED,
+    COARSE,
+    FINE,
+    MiniContext,
+    MiniOutput,
+    load_mini,
+    pad_image,
+    read_mini_header,
+)
 from dark3r_ros.model.normalise import normalise
 from dark3r_ros.types import Correspondences, Planes
 
@@ -44,8 +54,10 @@ class MiniFeatures:
 
     Attributes
     ----------
-    coarse: (rows * columns, C) float16 descriptors of cells. fine: (H/2 * W/2, F) float16.
-    keypoints: (N,) indices into the fine map. described: (N, C) float16 coarse descriptors there.
+    coarse: (C, rows, columns) float16 descriptors of cells. fine: (H/2 * W/2, F) float16.
+    keypoints: (N,) indices into the fine map.
+    sixteenth, eighth: (S, rows/2, columns/2), (E, rows, columns) float16, what cross-view layers start from; empty
+        without them.
     reliability: (N,) chance that a match of a keypoint is right.
     shape: rows and columns of the fine map. size: width and height of the planes.
 
@@ -54,16 +66,26 @@ class MiniFeatures:
     coarse: Tensor
     fine: Tensor
     keypoints: Tensor
-    described: Tensor
     reliability: Tensor
+    sixteenth: Tensor
+    eighth: Tensor
     shape: tuple[int, int]
     size: tuple[int, int]
 
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        parts = (self.coarse, self.fine, self.keypoints, self.described, self.reliability)
+        parts = (self.coarse, self.fine, self.keypoints, self.reliability, self.sixteenth, self.eighth)
         return sum(part.nbytes for part in parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One frame of a pair: cells (rows * columns, C), keypoints (N, C), chance that a keypoint is seen by both (N,)."""
+
+    cells: Tensor
+    described: Tensor
+    seen: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +147,7 @@ class MiniPredictor:
         image = pad_image(torch.from_numpy(normalise(planes).values)[None].to(self.device))
         with torch.inference_mode():
             output = self.network(image)
-            return _features(output.coarse[0], output.fine[0], output.reliability[0], planes.size)
+            return _features(output, planes.size, keep_context=self.network.cross_view is not None)
 
     def match(self, pairs: Sequence[tuple[MiniFeatures, MiniFeatures]]) -> list[Correspondences]:
         """Match each pair; the confidence is the chance that a match is right, as the network judges it."""
@@ -133,7 +155,8 @@ class MiniPredictor:
             return [self._match_one(a, b) for a, b in pairs]
 
     def _match_one(self, a: MiniFeatures, b: MiniFeatures) -> Correspondences:
-        forward, backward = self._search(a, b), self._search(b, a)
+        side_a, side_b = self._relate(a, b)
+        forward, backward = self._search(a, b, side_a, side_b), self._search(b, a, side_b, side_a)
         points_a = torch.cat([_pixels(_xy(forward.keypoint, a)), _pixels(backward.position)])
         points_b = torch.cat([_pixels(forward.position), _pixels(_xy(backward.keypoint, b))])
         confidence = torch.cat([forward.confidence, backward.confidence])
@@ -155,21 +178,33 @@ class MiniPredictor:
             anchor_b=anchor_b[kept].cpu().numpy(),
         )
 
-    def _search(self, a: MiniFeatures, b: MiniFeatures) -> _Found:
+    def _relate(self, a: MiniFeatures, b: MiniFeatures) -> tuple[_Side, _Side]:
+        """Coarse descriptors of both frames, each in the light of the other where the weights allow it."""
+        if self.network.cross_view is None:
+            return _side(a.coarse.float(), None, a), _side(b.coarse.float(), None, b)
+        contexts = (MiniContext(f.sixteenth[None].float(), f.eighth[None].float()) for f in (a, b))
+        found_a, found_b = self.network.relate(*contexts)
+        return (
+            _side(found_a.coarse[0], found_a.seen, a),
+            _side(found_b.coarse[0], found_b.seen, b),
+        )
+
+    def _search(self, a: MiniFeatures, b: MiniFeatures, side_a: _Side, side_b: _Side) -> _Found:
         """Find the keypoints of a in b, and keep those that lead back to themselves."""
-        if not len(a.keypoints) or not len(b.coarse):
+        if not len(a.keypoints) or not len(side_b.cells):
             nothing = torch.zeros(0, device=self.device)
             return _Found(nothing.long(), nothing.long(), nothing.reshape(0, 2), nothing)
         columns = b.shape[1] * FINE // COARSE
-        similarity = a.described.float() @ b.coarse.float().T
+        similarity = side_a.described @ side_b.cells.T
         cell = similarity.argmax(1)
-        coarse_back = (b.coarse[cell].float() @ a.described.float().T).argmax(1)
+        coarse_back = (side_b.cells[cell] @ side_a.described.T).argmax(1)
         distance = (_xy(a.keypoints[coarse_back], a) - _xy(a.keypoints, a)).abs().amax(1) * FINE
         # What can no longer reach the least confidence is left out before the costly parts.
-        chosen = ((distance <= 2 * COARSE) & (a.reliability >= self.config.min_confidence)).nonzero()[:, 0]
+        trusted = a.reliability.float() * side_a.seen
+        chosen = ((distance <= 2 * COARSE) & (trusted >= self.config.min_confidence)).nonzero()[:, 0]
         keypoint, cell = a.keypoints[chosen], cell[chosen]
         likely = _around(functional.softmax(self._coarse_scale * similarity[chosen], dim=1), cell, columns)
-        expected = a.reliability[chosen].float() * likely
+        expected = trusted[chosen] * likely
         ratio = COARSE // FINE
         start = torch.stack([cell % columns, cell // columns], dim=1) * ratio + ratio // 2
         position, peak = self._refine(a.fine[keypoint], b, start)
@@ -200,8 +235,9 @@ class MiniPredictor:
         return (near[..., None] * window).sum(1) / mass[:, None], mass
 
 
-def _features(coarse: Tensor, fine: Tensor, reliability: Tensor, size: tuple[int, int]) -> MiniFeatures:
-    """Features from maps (C, h, w), (F, H, W), (H, W): the most reliable fine pixel of each cell is its keypoint."""
+def _features(output: MiniOutput, size: tuple[int, int], *, keep_context: bool) -> MiniFeatures:
+    """Features from the output for one image: the most reliable fine pixel of each cell is its keypoint."""
+    coarse, fine, reliability = output.coarse[0], output.fine[0], output.reliability[0]
     rows, columns = coarse.shape[1:]
     height, width = reliability.shape
     ratio = COARSE // FINE
@@ -214,21 +250,33 @@ def _features(coarse: Tensor, fine: Tensor, reliability: Tensor, size: tuple[int
     cell = torch.arange(rows * columns, device=fine.device)
     keypoint = (cell // columns * ratio + inner // ratio) * width + cell % columns * ratio + inner % ratio
     kept = value.isfinite()
-    keypoint = keypoint[kept]
-    place = torch.stack([keypoint % width, keypoint // width], dim=1).float() * FINE + (FINE - 1) / 2
-    extent = torch.tensor([width, height], device=fine.device) * FINE
-    grid = (place + 0.5) * (2.0 / extent) - 1.0
-    described = functional.grid_sample(coarse[None], grid[None, None], padding_mode='border', align_corners=False)
-    described = functional.normalize(described[0, :, 0].T, dim=1)
+    nothing = torch.zeros(0, dtype=torch.float16, device=fine.device)
+    context = output.context if keep_context else None
     return MiniFeatures(
-        coarse.flatten(1).T.half().contiguous(),
+        coarse.half().contiguous(),
         fine.flatten(1).T.half().contiguous(),
-        keypoint,
-        described.half(),
+        keypoint[kept],
         value[kept].sigmoid().half(),
+        nothing if context is None else context.sixteenth[0].half(),
+        nothing if context is None else context.eighth[0].half(),
         (height, width),
         size,
     )
+
+
+def _at_keypoints(maps: Tensor, features: MiniFeatures) -> Tensor:
+    """Values (N, C) at the keypoints, bilinear in a coarse map (C, rows, columns)."""
+    extent = torch.tensor([features.shape[1], features.shape[0]], device=maps.device) * FINE
+    grid = (_pixels(_xy(features.keypoints, features)) + 0.5) * (2.0 / extent) - 1.0
+    found = functional.grid_sample(maps[None], grid[None, None], padding_mode='border', align_corners=False)
+    return found[0, :, 0].T
+
+
+def _side(coarse: Tensor, seen: Tensor | None, features: MiniFeatures) -> _Side:
+    """What a pair knows of a frame, from maps (C, rows, columns) and, as logits, (1, rows, columns)."""
+    described = functional.normalize(_at_keypoints(coarse, features), dim=1)
+    chance = torch.ones_like(described[:, 0]) if seen is None else _at_keypoints(seen, features)[:, 0].sigmoid()
+    return _Side(coarse.flatten(1).T.contiguous(), described, chance)
 
 
 def _around(chance: Tensor, cell: Tensor, columns: int) -> Tensor:

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mini`: a small convolutional network that describes one dark image at two scales.
+"""`mini`: a small network that describes a dark image at two scales, and two images in the light of each other.
 
 Descriptors at 1/8 of the image say what is where; descriptors at 1/2 say exactly where. Both come from one U-shaped
-pyramid down to 1/32, so that even the fine ones have seen enough of the image to look through its noise. A third
-output is the chance that a match of a fine pixel will be right.
+convolutional pyramid down to 1/32, so that even the fine ones have seen enough of the image to look through its noise.
+A third output is the chance that a match of a fine pixel will be right.
+
+For a pair, a few attention layers at 1/16 let the views look at each other (`model/cross_view.py`); what they find is
+merged into the descriptors at 1/8, together with the chance that the other view sees a cell at all. The pyramid runs
+once an image, the attention once a pair.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from torch.nn import functional
 
 from dark3r_ros.config import Config, from_mapping, setting, to_mapping
 from dark3r_ros.errors import ConfigError, DataError
+from dark3r_ros.model.cross_view import CrossView
 
 HEADER_KEY = 'dark3r_mini'
 BUNDLED = Path(__file__).parent / 'weights_mini' / 'mini.safetensors'
@@ -40,6 +45,10 @@ class MiniConfig(Config):
     thirtysecond: int = setting(160, 'Channels at 1/32.', minimum=4, maximum=512)
     coarse_dim: int = setting(64, 'Length of a coarse descriptor.', minimum=4, maximum=512)
     fine_dim: int = setting(24, 'Length of a fine descriptor.', minimum=4, maximum=256)
+    deep_blocks: int = setting(2, 'Further residual blocks at 1/16 and at 1/32.', minimum=0, maximum=16)
+    pair_layers: int = setting(3, 'Cross-view layers at 1/16; 0 leaves every image to itself.', minimum=0, maximum=12)
+    pair_width: int = setting(128, 'Length of a token of the cross-view layers.', minimum=16, maximum=512)
+    pair_heads: int = setting(4, 'Attention heads.', minimum=1, maximum=16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +59,37 @@ class MiniOutput:
     ----------
     coarse: (B, C, H/8, W/8) descriptors of unit length. fine: (B, F, H/2, W/2) the same.
     reliability: (B, H/2, W/2) logit of the chance that a match of this pixel is right.
+    context: features that the cross-view layers start from; None where a part of an output was put together.
 
     """
 
     coarse: Tensor
     fine: Tensor
     reliability: Tensor
+    context: MiniContext | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MiniContext:
+    """Features of images at two scales: sixteenth (B, S, H/16, W/16) with all context, eighth (B, E, H/8, W/8)."""
+
+    sixteenth: Tensor
+    eighth: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PairOutput:
+    """What the network says of images, each looked at beside its partner.
+
+    Attributes
+    ----------
+    coarse: (B, C, H/8, W/8) descriptors of unit length. seen: (B, H/8, W/8) logit of the chance that the partner
+        sees the cell as well.
+
+    """
+
+    coarse: Tensor
+    seen: Tensor
 
 
 def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
@@ -99,12 +133,17 @@ class MiniNetwork(nn.Module):
         self.stage8 = nn.Sequential(_conv(c.quarter, c.eighth, 3, 2), _Residual(c.eighth), _Residual(c.eighth))
         self.stage16 = nn.Sequential(_conv(c.eighth, c.sixteenth, 3, 2), _Residual(c.sixteenth), _Residual(c.sixteenth))
         self.stage32 = nn.Sequential(_conv(c.sixteenth, c.thirtysecond, 3, 2), _Residual(c.thirtysecond))
+        self.deep16 = nn.Sequential(*(_Residual(c.sixteenth) for _ in range(c.deep_blocks)))
+        self.deep32 = nn.Sequential(*(_Residual(c.thirtysecond) for _ in range(c.deep_blocks)))
         self.up16 = _Up(c.thirtysecond, c.sixteenth)
         self.up8 = _Up(c.sixteenth, c.eighth)
         self.up4 = _Up(c.eighth, c.quarter)
         self.up2 = _Up(c.quarter, c.stem)
         self.coarse_head = nn.Conv2d(c.eighth, c.coarse_dim, 1)
         self.fine_head = nn.Sequential(_conv(c.stem, c.fine_dim), nn.Conv2d(c.fine_dim, c.fine_dim + 1, 1))
+        self.cross_view = CrossView(c.sixteenth, c.pair_width, c.pair_heads, c.pair_layers) if c.pair_layers else None
+        self.pair_up8 = _Up(c.sixteenth, c.eighth) if c.pair_layers else None
+        self.pair_head = nn.Conv2d(c.eighth, c.coarse_dim + 1, 1) if c.pair_layers else None
         # Logarithms of the inverse temperatures of the two similarities.
         self.coarse_scale = nn.Parameter(torch.tensor(2.66))
         self.fine_scale = nn.Parameter(torch.tensor(2.3))
@@ -113,17 +152,32 @@ class MiniNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> MiniOutput:
         """Describe normalised planes (B, 3, H, W)."""
+        raw = self.describe(image)
+        return MiniOutput(
+            functional.normalize(raw.coarse, dim=1), functional.normalize(raw.fine, dim=1), raw.reliability, raw.context
+        )
+
+    def describe(self, image: Tensor) -> MiniOutput:
+        """`forward` with descriptors of any length: training normalises only those that it looks at."""
         # Lamps and reflections lie many spreads from the mean; the logarithmic flanks keep their detail in range.
         half = self.stage2(torch.asinh(image).contiguous(memory_format=torch.channels_last))
         quarter = self.stage4(half)
-        eighth = self.stage8(quarter)
-        sixteenth = self.stage16(eighth)
-        sixteenth = self.up16(self.stage32(sixteenth), sixteenth)
-        eighth = self.up8(sixteenth, eighth)
-        quarter = self.up4(eighth, quarter)
-        fine = self.fine_head(self.up2(quarter, half))
-        coarse = functional.normalize(self.coarse_head(eighth), dim=1)
-        return MiniOutput(coarse, functional.normalize(fine[:, :-1], dim=1), fine[:, -1])
+        skip = self.stage8(quarter)
+        sixteenth = self.deep16(self.stage16(skip))
+        sixteenth = self.up16(self.deep32(self.stage32(sixteenth)), sixteenth)
+        eighth = self.up8(sixteenth, skip)
+        fine = self.fine_head(self.up2(self.up4(eighth, quarter), half))
+        return MiniOutput(self.coarse_head(eighth), fine[:, :-1], fine[:, -1], MiniContext(sixteenth, skip))
+
+    def relate(self, a: MiniContext, b: MiniContext) -> tuple[PairOutput, PairOutput]:
+        """Describe the images of pairs beside each other; a and b hold one entry a pair and may differ in size."""
+        if self.cross_view is None or self.pair_up8 is None or self.pair_head is None:
+            raise ConfigError('these weights of `mini` hold no cross-view layers')
+        found = []
+        for context, change in zip((a, b), self.cross_view(a.sixteenth, b.sixteenth), strict=True):
+            result = self.pair_head(self.pair_up8(context.sixteenth + change, context.eighth))
+            found.append(PairOutput(functional.normalize(result[:, :-1], dim=1), result[:, -1]))
+        return found[0], found[1]
 
     def parameter_count(self) -> int:
         """Number of trainable values."""
@@ -177,7 +231,8 @@ def load_mini(path: Path = BUNDLED) -> tuple[MiniNetwork, str]:
     header = read_mini_header(path)
     architecture = {key: value for key, value in header['architecture'].items() if key != 'name'}
     try:
-        network = MiniNetwork(from_mapping(MiniConfig, architecture))
+        # Files that do not name these parts are older than they are.
+        network = MiniNetwork(from_mapping(MiniConfig, {'deep_blocks': 0, 'pair_layers': 0, **architecture}))
         with safe_open(path, framework='pt') as file:
             state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
     except (ConfigError, SafetensorError) as error:
