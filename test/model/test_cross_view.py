@@ -56,7 +56,7 @@ def test_one_layer_against_sums_written_out():
         for h in range(heads):
             part = slice(h * size, (h + 1) * size)
             for i in range(len(query)):
-                weights = [math.exp(float(query[i, part] @ k[part]) / math.sqrt(size)) for k in key]
+                weights = [math.exp((query[i, part] @ k[part]).item() / math.sqrt(size)) for k in key]
                 for weight, v in zip(weights, value, strict=True):
                     result[i, part] += weight / sum(weights) * v[part]
         return result
@@ -97,7 +97,7 @@ def test_a_pair_is_described_beside_its_partner():
     assert a.coarse.shape == b.coarse.shape == (1, 8, 8, 12)
     assert a.seen.shape == (1, 8, 12)
     assert torch.allclose(a.coarse.norm(dim=1), torch.ones(()), atol=1e-5)
-    assert not torch.allclose(a.coarse, other.coarse, atol=1e-3)
+    assert float((a.coarse - other.coarse).abs().max()) > 1e-4
 
 
 def test_weights_without_the_layers_say_so():
