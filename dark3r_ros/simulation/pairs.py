@@ -25,6 +25,8 @@ from dark3r_ros.simulation.views import Views, views_of
 
 Array = NDArray[np.float64]
 PoseSampler = Callable[[np.random.Generator, int], Array]
+# Second pose far from a first one, but with much of the same in view.
+WideStep = Callable[[np.random.Generator, int, Array], Array]
 
 PAIR_SCENES = ('room', 'tunnel')
 
@@ -61,11 +63,20 @@ class PairSource:
     kind: `room` or `tunnel`. scenes: how many different ones. seed: of scenes and pairs.
     camera: of both images. device: where images are made; the random choices are made on the CPU and do not depend
         on it.
+    wide: share of the pairs whose second camera goes round the scene (15 to 45 deg in a room, 0.5 to 1.6 m along a
+        tunnel) instead of 0.05 to 0.5 m away.
 
     """
 
     def __init__(
-        self, kind: str, scenes: int, camera: Camera, *, seed: int = 0, device: torch.device | str = 'cpu'
+        self,
+        kind: str,
+        scenes: int,
+        camera: Camera,
+        *,
+        seed: int = 0,
+        device: torch.device | str = 'cpu',
+        wide: float = 0.0,
     ) -> None:
         if kind not in PAIR_SCENES:
             raise ConfigError(f'unknown scene {kind!r} for pairs; known: {", ".join(PAIR_SCENES)}')
@@ -74,7 +85,8 @@ class PairSource:
         self._rng = np.random.default_rng([seed, 31])
         self.camera = camera
         self.device = torch.device(device)
-        made, self._pose = _rooms(scenes, seed) if kind == 'room' else _tunnels(scenes, seed)
+        self.wide = wide
+        made, self._pose, self._wide_step = _rooms(scenes, seed) if kind == 'room' else _tunnels(scenes, seed)
         lights = [_random_light(self._rng) for _ in made]
         self.scene = stack([replace(s, light=light) for s, light in zip(made, lights, strict=True)]).to(self.device)
 
@@ -82,13 +94,18 @@ class PairSource:
         """Make `count` pairs."""
         which = self._rng.integers(len(self.scene), size=count)
         first = np.stack([self._pose(self._rng, int(scene)) for scene in which])
-        second = np.stack([_second(self._rng, pose) for pose in first])
+        second = np.stack([self._second(int(scene), pose) for scene, pose in zip(which, first, strict=True)])
         views = views_of(self.camera, np.concatenate([first, second]), np.tile(which, 2), self.device)
         images = render(self.scene, views)
         a = Rendering(images.radiance[:count], images.depth[:count], images.normal[:count])
         b = Rendering(images.radiance[count:], images.depth[count:], images.normal[count:])
         views_a, views_b = views[:count], views[count:]
         return PairBatch(a, b, views_a, views_b, true_flow(a.depth, views_a, b.depth, views_b))
+
+    def _second(self, scene: int, first: Array) -> Array:
+        if self.wide and self._rng.random() < self.wide:
+            return self._wide_step(self._rng, scene, first)
+        return _second(self._rng, first)
 
 
 def _random_light(rng: np.random.Generator) -> Light:
@@ -114,25 +131,33 @@ def _second(rng: np.random.Generator, pose: Array) -> Array:
     return result
 
 
-def _rooms(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler]:
+def _rooms(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler, WideStep]:
     bank = make_bank(INTERIOR_TEXTURES * 3, seed)
     rng = np.random.default_rng([seed, 32])
     sizes = rng.uniform((4.5, 4.0, 2.4), (9.0, 8.0, 3.4), (count, 3))
     made = [room_scene(seed * 7919 + k, bank=bank, size=sizes[k], things=9, pictures=4) for k in range(count)]
 
+    def ring(rng: np.random.Generator, scene: int, angle: float) -> Array:
+        # Between the table in the middle and the things along the walls.
+        reach = rng.uniform(0.95, 1.05) * np.maximum(0.5 * sizes[scene][:2] - 1.3, 1.05)
+        return np.array([reach[0] * np.cos(angle), reach[1] * np.sin(angle), rng.uniform(1.0, 1.8)])
+
     def pose(rng: np.random.Generator, scene: int) -> Array:
-        half = 0.5 * sizes[scene] - (1.3, 1.3, 0.0)
-        angle = rng.uniform(0.0, 2.0 * np.pi)
-        # On a ring between the table in the middle and the things along the walls.
-        reach = rng.uniform(0.95, 1.05) * np.maximum(half[:2], 1.05)
-        eye = np.array([reach[0] * np.cos(angle), reach[1] * np.sin(angle), rng.uniform(1.0, 1.8)])
+        eye = ring(rng, scene, rng.uniform(0.0, 2.0 * np.pi))
         target = rng.uniform(-1.0, 1.0, 3) * 0.8 * sizes[scene] / 2 + (0.0, 0.0, 0.45 * sizes[scene][2])
         return _looking(rng, eye, target)
 
-    return made, pose
+    def wide(rng: np.random.Generator, scene: int, first: Array) -> Array:
+        reach = np.maximum(0.5 * sizes[scene][:2] - 1.3, 1.05)
+        angle = np.arctan2(first[1, 3] / reach[1], first[0, 3] / reach[0])
+        turn = rng.choice([-1.0, 1.0]) * np.radians(rng.uniform(15.0, 45.0))
+        target = first[:3, 3] + rng.uniform(2.0, 4.0) * first[:3, 2]
+        return _looking(rng, ring(rng, scene, angle + turn), target)
+
+    return made, pose, wide
 
 
-def _tunnels(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler]:
+def _tunnels(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler, WideStep]:
     bank = make_bank(TUNNEL_TEXTURES, seed)
     # One length of lap for all, so that their tables stack.
     shapes = [replace(tunnel_shape(seed * 7919 + k, 60.0), width=1.65, height=1.5) for k in range(count)]
@@ -145,7 +170,15 @@ def _tunnels(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler]:
         forward = rng.choice([-1.0, 1.0]) * axes[:, 1]
         return _looking(rng, eye, eye + forward + 0.35 * rng.normal(size=3) * (1.0, 1.0, 0.5))
 
-    return made, pose
+    def wide(rng: np.random.Generator, scene: int, first: Array) -> Array:
+        shape = shapes[scene]
+        arcs = np.linspace(0.0, shape.length, 481)[:-1]
+        arc = arcs[np.linalg.norm(shape.axis(arcs) - first[:3, 3], axis=1).argmin()]
+        arc = np.array([(arc + rng.choice([-1.0, 1.0]) * rng.uniform(0.5, 1.6)) % shape.length])
+        eye = shape.axis(arc)[0] + shape.frame(arc)[0] @ (rng.uniform(-0.35, 0.35), 0.0, rng.uniform(-0.4, 0.3))
+        return _looking(rng, eye, first[:3, 3] + rng.uniform(3.0, 5.0) * first[:3, 2])
+
+    return made, pose, wide
 
 
 def _looking(rng: np.random.Generator, eye: Array, target: Array) -> Array:

@@ -10,22 +10,32 @@ from torch import Tensor
 from torch.nn import functional
 
 from dark3r_ros.model.mini import COARSE, FINE, MiniNetwork, MiniOutput
-from dark3r_ros.training.pairs import TrainingPairs
+from dark3r_ros.training.batch import TrainingPairs
 
 RADIUS = 4  # of the window around the true place that the fine stage looks through, in fine pixels
-_CLOSE = 6.0  # points of one image nearer than this are no counter-examples of each other, in pixels
+RELIABILITY = 0.3  # weight of the loss of the reliability
+CLOSE = 6.0  # points of one image nearer than this are no counter-examples of each other, in pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """Total and its parts (scalars), and what share of points was matched right, coarse and fine."""
+    """Losses of the coarse and fine descriptors and of the reliability, and the shares of points matched right."""
 
-    total: Tensor
     coarse: Tensor
     fine: Tensor
     reliability: Tensor
     coarse_right: Tensor
     fine_right: Tensor
+
+    @property
+    def matching(self) -> Tensor:
+        """Of both kinds of descriptors."""
+        return self.coarse + self.fine
+
+    @property
+    def total(self) -> Tensor:
+        """What a training from nothing minimises."""
+        return self.matching + RELIABILITY * self.reliability
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +73,22 @@ def compute_losses(
     network: MiniNetwork, pairs: TrainingPairs, generator: torch.Generator, *, points: int = 192, fine_points: int = 96
 ) -> Losses:
     """Losses of a batch; the network is run once on both views together."""
-    chosen = sample_points(pairs, points, generator)
     both = network(torch.cat([pairs.image_a, pairs.image_b]))
-    count = len(pairs.image_a)
+    return matching_losses(network, both, pairs, generator, points=points, fine_points=fine_points)
+
+
+def matching_losses(
+    network: MiniNetwork,
+    both: MiniOutput,
+    pairs: TrainingPairs,
+    generator: torch.Generator,
+    *,
+    points: int = 192,
+    fine_points: int = 96,
+) -> Losses:
+    """Losses of what the network said of the noisy views, all of a first, then all of b."""
+    chosen = sample_points(pairs, points, generator)
+    count = len(pairs)
     a = MiniOutput(both.coarse[:count], both.fine[:count], both.reliability[:count])
     b = MiniOutput(both.coarse[count:], both.fine[count:], both.reliability[count:])
     coarse, coarse_right = _coarse_loss(network.coarse_scale.clamp(max=4.0).exp(), a.coarse, b.coarse, chosen)
@@ -79,10 +102,9 @@ def compute_losses(
     reliability = functional.binary_cross_entropy_with_logits(logit, right.float(), weight, reduction='sum')
     reliability = reliability / total_weight
     return Losses(
-        coarse + fine + 0.3 * reliability,
-        coarse.detach(),
-        fine.detach(),
-        reliability.detach(),
+        coarse,
+        fine,
+        reliability,
         (coarse_right & chosen.valid).sum() / chosen.valid.sum().clamp(min=1),
         (fine_right.float() * weight).sum() / total_weight,
     )
@@ -94,7 +116,7 @@ def _coarse_loss(scale: Tensor, map_a: Tensor, map_b: Tensor, points: SampledPoi
     b = sample_descriptors(map_b, points.b, COARSE)
     logits = scale * a @ b.transpose(1, 2)
     others = ~torch.eye(a.shape[1], dtype=torch.bool, device=a.device)
-    close = (torch.cdist(points.a, points.a) < _CLOSE) | (torch.cdist(points.b, points.b) < _CLOSE)
+    close = (torch.cdist(points.a, points.a) < CLOSE) | (torch.cdist(points.b, points.b) < CLOSE)
     absent = ~points.valid[:, None, :] | ~points.valid[:, :, None]
     logits = logits.masked_fill((close | absent) & others, -1e4)
     target = torch.arange(a.shape[1], device=a.device).expand(len(a), -1)

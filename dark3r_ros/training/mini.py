@@ -10,6 +10,7 @@ weights of the last stop; `log.jsonl` the losses, the throughput and the scores 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import subprocess
 import sys
@@ -17,18 +18,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dark3r_ros.errors import Dark3rError
 from dark3r_ros.model.mini import MiniNetwork, save_mini
+from dark3r_ros.training.batch import PairData, TrainingPairs
 from dark3r_ros.training.loop import LoopConfig, Trainer
+from dark3r_ros.training.losses import compute_losses
 from dark3r_ros.training.pairs import PairMaker
 from dark3r_ros.training.textures import load_textures
-from dark3r_ros.training.validation import Validation
+from dark3r_ros.training.validation import Validation, held_out_pairs, mini_predictor
 
 WEIGHTS = 'mini.safetensors'
 
 
-def _commit() -> str:
+class MatchingTask:
+    """Training of `mini` from nothing by the true matches of noisy pairs, for `loop.Trainer`."""
+
+    def __init__(self, network: MiniNetwork, data: PairData) -> None:
+        self.network: MiniNetwork = network
+        self.data = data
+        self.device = data.device
+
+    def make(self, number: int, count: int) -> TrainingPairs:
+        """Training pairs of a part of a step."""
+        return self.data.make(number, count)
+
+    def losses(self, pairs: TrainingPairs, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total of a batch and its parts."""
+        found = compute_losses(self.network, pairs, generator)
+        return found.total, {name: value.detach() for name, value in vars(found).items()}
+
+
+def commit() -> str:
+    """Commit of this code, or `unknown` outside of a repository."""
     where = Path(__file__).parent
     try:
         return subprocess.run(
@@ -41,7 +64,7 @@ def _commit() -> str:
 def header(trainer: Trainer, textures: str) -> dict[str, Any]:
     """What the weight file says of its origin."""
     return {
-        'commit': _commit(),
+        'commit': commit(),
         'data': f'homography-warped layers with noise made by dark3r_ros.training.pairs; textures: {textures}',
         'licence': 'Apache-2.0',
         'steps': trainer.step,
@@ -74,18 +97,21 @@ def main(argv: list[str] | None = None) -> int:
         textures = load_textures(args.textures, args.procedural, args.seed)
         # Every twelfth texture is held out.
         held_out = torch.arange(len(textures)) % 12 == 7
-        validation = (
-            Validation(textures[held_out], args.validation) if args.validation and bool(held_out.any()) else None
-        )
         torch.manual_seed(args.seed)
         network = MiniNetwork().to(args.device)
+        validation = None
+        if args.validation and bool(held_out.any()):
+            pairs = held_out_pairs(textures[held_out], args.validation)
+            validation = Validation(pairs, lambda: mini_predictor(network))
         maker = PairMaker(textures[~held_out].to(args.device), seed=args.seed)
         config = LoopConfig(steps=args.steps, batch=args.batch, seed=args.seed)
-        trainer = Trainer(maker, network, config, args.output, validation)
+        report = functools.partial(print, flush=True)
+        trainer = Trainer(MatchingTask(network, maker), config, args.output, validation, progress=report)
         print(f'{network.parameter_count()} parameters, {len(textures)} textures, from step {trainer.step}', flush=True)
         done = trainer.run(args.minutes)
         names = ', '.join([folder.name for folder in args.textures] + [f'{args.procedural} procedural'])
-        save_mini(args.output / WEIGHTS, trainer.average, header(trainer, names))
+        with trainer.averaged():
+            save_mini(args.output / WEIGHTS, network, header(trainer, names))
     except Dark3rError as error:
         print(f'dark3r: error: {error}', file=sys.stderr)
         return 2

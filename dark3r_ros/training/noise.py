@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dark3r_ros.raw.noise import PRESETS
+
 # Pixels of green that are averaged for one of red or blue.
 _GREEN = 2.0
 
@@ -21,6 +23,35 @@ def variance_shares(rng: np.random.Generator, count: int) -> Tensor:
     row = rng.uniform(0.0, 0.12, count)
     shot = rng.uniform(0.05, 0.9, count) * (1.0 - row)
     return torch.from_numpy(np.stack([shot, 1.0 - row - shot, row], axis=1)).float()
+
+
+def preset_shares(rng: np.random.Generator, mean: Tensor, power: Tensor, snr_db: Tensor) -> Tensor:
+    """Shares (count, 3) of shot, read and row noise for calibrated sensors, drawn at random from `raw.noise.PRESETS`.
+
+    A sensor's exposure a (counts per unit of light) follows from the SNR: a^2 power = snr (a shot + dark).
+
+    Parameters
+    ----------
+    mean: (count, 3) light of the planes. power: (count,) mean square of it. snr_db: (count,).
+
+    """
+    names = sorted(PRESETS)
+    chosen = rng.integers(len(names), size=len(snr_db))
+    # Binnings of 2, 4 and 8 mosaic pixels.
+    samples = np.array([1, 4, 16])[rng.integers(3, size=len(snr_db))]
+    terms = []
+    for number, red in zip(chosen, samples, strict=True):
+        model, count = PRESETS[names[number]], (int(red), 2 * int(red), int(red))
+        dark = model.planes_variance(np.zeros(3), count)
+        shot = model.planes_variance(np.ones(3), count) - dark
+        pixel = model.dark_variance / np.array(count)
+        terms.append([*shot, pixel.mean(), (dark - pixel).mean()])
+    table = torch.tensor(terms, dtype=torch.float64, device=mean.device)
+    light = (table[:, :3] * mean.double()).mean(1)
+    ratio, floor = 10 ** (snr_db.double() / 10), table[:, 3] + table[:, 4]
+    scale = (ratio * light + ((ratio * light) ** 2 + 4 * power * ratio * floor).sqrt()) / (2 * power).clamp(min=1e-12)
+    parts = torch.stack([scale * light, table[:, 3], table[:, 4]], dim=1)
+    return (parts / parts.sum(1, keepdim=True)).float()
 
 
 def noise_variances(signal: Tensor, snr_db: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:

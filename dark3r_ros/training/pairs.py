@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from dark3r_ros.config import Config, setting
-from dark3r_ros.training.noise import add_noise, variance_shares
+from dark3r_ros.training.batch import TrainingPairs
+from dark3r_ros.training.exposure import ExposureConfig, expose
+from dark3r_ros.training.light import random_gains, random_light, unit_mean, view_grid
 
 Array = NDArray[np.float64]
-QUANTILES = (0.158655, 0.841345)  # those of model.normalise
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,6 @@ class PairConfig(Config):
     width: int = setting(192, 'Width of a crop.', unit='px', minimum=64, maximum=1024)
     height: int = setting(160, 'Height of a crop.', unit='px', minimum=64, maximum=1024)
     layers: int = setting(2, 'Planes in front of the background, each present in half of the pairs.', minimum=0)
-    snr_low: float = setting(-10.0, 'Lowest SNR.', unit='dB')
-    snr_high: float = setting(25.0, 'Highest SNR.', unit='dB')
     turn: float = setting(14.0, 'Spread of the rotation from a to b.', unit='deg', minimum=0.0, maximum=90.0)
     zoom: float = setting(0.16, 'Spread of the logarithm of the scale from a to b.', minimum=0.0, maximum=1.0)
     shift: float = setting(0.3, 'Largest shift from a to b, in half widths.', minimum=0.0, maximum=1.0)
@@ -39,32 +38,27 @@ class PairConfig(Config):
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingPairs:
-    """B pairs.
+class LayerTruth:
+    """Correspondence between views of layers.
 
     Attributes
     ----------
-    clean_a, clean_b: (B, 3, H, W) light at the planes without noise, mean 1.
-    image_a, image_b: (B, 3, H, W) noisy network input.
     warp: (B, L, 3, 3) from view coordinates of a to those of b, background first.
     blobs: (B, L - 1, 6) shapes of the layers in view coordinates of a: centre x, y, radii, angle, exponent.
     source: (B, L, 3, 3) from view coordinates of a to texture coordinates in [-1, 1].
-    snr_db: (B,).
+    width, height: of the views in pixels.
 
     """
 
-    clean_a: Tensor
-    clean_b: Tensor
-    image_a: Tensor
-    image_b: Tensor
     warp: Tensor
     blobs: Tensor
     source: Tensor
-    snr_db: Tensor
+    width: int
+    height: int
 
     def correspond(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Where pixels (B, P, 2) as (x, y) of a lie in b (B, P, 2), and which are seen in both views (B, P)."""
-        height, width = self.image_a.shape[2:]
+        """See `batch.Truth.correspond`."""
+        width, height = self.width, self.height
         centre = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=points.device)
         view_a = (points - centre) * (2.0 / width)
         layer = top_layer(view_a, self.blobs)
@@ -78,6 +72,10 @@ class TrainingPairs:
         limit = torch.tensor([width - 1, height - 1], device=points.device)
         inside = ((target >= 0) & (target <= limit)).all(-1)
         return target, ahead & inside & (on_top == layer) & (texture.abs() <= 1).all(-1)
+
+    def select(self, chosen: slice) -> LayerTruth:
+        """See `batch.Truth.select`."""
+        return LayerTruth(self.warp[chosen], self.blobs[chosen], self.source[chosen], self.width, self.height)
 
 
 def _project(matrix: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,17 +120,28 @@ class PairMaker:
     Parameters
     ----------
     textures: on the device where pairs are made. config: what they look like. seed: of all random choices.
+    exposure: how they are darkened.
 
     """
 
-    def __init__(self, textures: Tensor, config: PairConfig | None = None, seed: int = 0) -> None:
+    knows_truth = True
+
+    def __init__(
+        self,
+        textures: Tensor,
+        config: PairConfig | None = None,
+        seed: int = 0,
+        exposure: ExposureConfig | None = None,
+    ) -> None:
         self.textures = textures
+        self.device = textures.device
         self.config = config or PairConfig()
+        self.exposure = exposure or ExposureConfig()
         self.seed = seed
 
     def make(self, number: int, count: int) -> TrainingPairs:
         """Make batch `number` of `count` pairs."""
-        config, device = self.config, self.textures.device
+        config, device = self.config, self.device
         rng = np.random.default_rng([self.seed, number])
         generator = torch.Generator(device=device).manual_seed(int(rng.integers(2**62)))
         layers = config.layers + 1
@@ -142,25 +151,17 @@ class PairMaker:
         warp_t, source_t, blobs_t = tensors
         seen_a = torch.eye(3, device=device).expand(count, layers, 3, 3)
         tint = _tints(rng, count, layers).to(device)
-        gains = torch.from_numpy(rng.uniform((0.35, 0.9, 0.3), (1.0, 1.1, 0.95), (count, 3))).float().to(device)
+        gains = random_gains(rng, count).to(device)
         views = []
         for back in (seen_a, torch.linalg.inv(warp_t)):
-            light = self._light(rng, count)
-            view = self._view(texture, source_t, back, blobs_t, tint) * light * gains[:, :, None, None]
-            views.append(view / view.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6))
-        snr = torch.from_numpy(rng.uniform(config.snr_low, config.snr_high, count)).float().to(device)
-        shares = variance_shares(rng, count).to(device)
-        heavy = np.where(rng.random(count) < 0.25, rng.uniform(0.2, 0.7, count), 0.0)
-        heavy_t = torch.from_numpy(heavy).float().to(device)
-        noisy = [normalised(add_noise(view, snr, shares, heavy_t, generator)) for view in views]
-        return TrainingPairs(views[0], views[1], noisy[0], noisy[1], warp_t, blobs_t, source_t, snr)
+            light = random_light(rng, self._grid(), count).reshape(count, 1, config.height, config.width)
+            views.append(unit_mean(self._view(texture, source_t, back, blobs_t, tint) * light * gains))
+        noisy, snr = expose(views, rng, generator, self.exposure)
+        truth = LayerTruth(warp_t, blobs_t, source_t, config.width, config.height)
+        return TrainingPairs(views[0], views[1], noisy[0], noisy[1], snr, truth)
 
     def _grid(self) -> Tensor:
-        """View coordinates (1, H * W, 2) of all pixels."""
-        height, width = self.config.height, self.config.width
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
-        points = torch.stack([x - (width - 1) / 2, y - (height - 1) / 2], dim=-1) * (2.0 / width)
-        return points.reshape(1, -1, 2).float().to(self.textures.device)
+        return view_grid(self.config.width, self.config.height, self.device)
 
     def _view(self, texture: Tensor, source: Tensor, back: Tensor, blobs: Tensor, tint: Tensor) -> Tensor:
         """Reflectance (B, 3, H, W) of a view; `back` (B, L, 3, 3) leads from its coordinates to those of a."""
@@ -181,29 +182,6 @@ class PairMaker:
             result = image if inside is None else torch.where(inside.reshape(count, 1, height, width), image, result)
         return result
 
-    def _light(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Light (B, 1, H, W): an ambient part and a beam with a random centre and width."""
-        ambient = torch.from_numpy(rng.uniform(0.15, 1.0, count)).float()
-        centre = torch.from_numpy(rng.uniform(-0.6, 0.6, (count, 2))).float()
-        width = torch.from_numpy(rng.uniform(0.35, 1.2, count)).float()
-        grid = self._grid()
-        device = grid.device
-        distance = (grid - centre.to(device)[:, None]).square().sum(-1) / width.to(device)[:, None].square()
-        light = ambient.to(device)[:, None] + (1 - ambient.to(device))[:, None] * torch.exp(-0.5 * distance)
-        return light.reshape(count, 1, self.config.height, self.config.width)
-
-
-def normalised(planes: Tensor) -> Tensor:
-    """Network input (B, 3, H, W) of planes, as `model.normalise` makes it up to the sampling of its quantiles.
-
-    Every seventh value is enough for the spread; sorting all of them took longer than everything else here.
-    """
-    centred = planes - planes.mean(dim=(2, 3), keepdim=True)
-    low, high = torch.quantile(
-        centred.flatten(1)[:, ::7], torch.tensor(QUANTILES, device=planes.device), dim=1
-    ).unsqueeze(-1)[..., None, None]
-    return centred * (2.0 / (high - low).clamp(min=1e-9))
-
 
 def _tints(rng: np.random.Generator, count: int, layers: int) -> Tensor:
     strength = np.exp(rng.normal(0.0, 0.4, (count, layers, 1))) * np.exp(rng.normal(0.0, 0.15, (count, layers, 3)))
@@ -222,7 +200,7 @@ def _similarity(angle: Array, scale: Array, shift: Array, tilt: Array) -> Array:
 
 
 def _geometry(rng: np.random.Generator, count: int, config: PairConfig) -> tuple[Array, Array, Array]:
-    """Warps, texture maps and shapes of the layers of `count` pairs, see `TrainingPairs`."""
+    """Warps, texture maps and shapes of the layers of `count` pairs, see `LayerTruth`."""
     layers = config.layers + 1
 
     def tilts(spread: float) -> Array:

@@ -3,21 +3,27 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dark3r_ros.matching.draw import draw_matches
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.model.mini import MiniNetwork, save_mini
 from dark3r_ros.model.predictor import Predictor
+from dark3r_ros.raw.planes import display_image
+from dark3r_ros.training.batch import TrainingPairs
 from dark3r_ros.training.noise import add_noise, variance_shares
-from dark3r_ros.training.pairs import PairConfig, PairMaker, TrainingPairs
+from dark3r_ros.training.pairs import PairConfig, PairMaker
 from dark3r_ros.types import Correspondences, Planes
+
+_RIGHT_PX = 2.0
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,14 @@ class MatchScore:
     median_px: float
 
 
-def dark_planes(clean: Tensor, snr_db: float, seed: int) -> list[Planes]:
+def dark_planes(clean: Tensor, snr_db: float, seed: int, *, clip_black: bool = False) -> list[Planes]:
     """Noisy planes of clean views (B, 3, H, W), as 16 averaged pixels of a 12-bit sensor with a pedestal give them."""
     generator = torch.Generator().manual_seed(seed)
     count = len(clean)
     shares = variance_shares(np.random.default_rng(seed), count)
     noisy = add_noise(clean, torch.full((count,), snr_db), shares, torch.zeros(count), generator)
+    if clip_black:
+        noisy = noisy.clamp(min=0.0)
     counts = (240.0 + 20.0 * noisy).numpy().astype(np.float32)
     return [Planes(values, (240.0,) * 3, 4095.0, (4, 8, 4), 4, k) for k, values in enumerate(counts)]
 
@@ -43,19 +51,17 @@ def dark_planes(clean: Tensor, snr_db: float, seed: int) -> list[Planes]:
 def match_errors(pairs: TrainingPairs, number: int, found: Correspondences) -> np.ndarray:
     """Distance (M,) in pixels of b of the matches of one pair from the truth; infinite where a's point is not seen."""
     points = torch.from_numpy(found.points_a).float()[None]
-    one = replace(
-        pairs,
-        **{name: getattr(pairs, name)[number : number + 1] for name in ('image_a', 'warp', 'blobs', 'source')},
-    )
-    target, valid = one.correspond(points)
+    target, valid = pairs.select(slice(number, number + 1)).correspond(points)
     error = np.linalg.norm(target[0].numpy() - found.points_b, axis=1)
     return np.where(valid[0].numpy(), error, np.inf)
 
 
-def score(predictor: Predictor, pairs: TrainingPairs, snr_db: float, seed: int = 5) -> MatchScore:
+def score(
+    predictor: Predictor, pairs: TrainingPairs, snr_db: float, seed: int = 5, *, clip_black: bool = False
+) -> MatchScore:
     """Match pairs darkened to an SNR, with independent noise in the views, and compare with the truth."""
-    planes_a = dark_planes(pairs.clean_a, snr_db, seed)
-    planes_b = dark_planes(pairs.clean_b, snr_db, seed + 1)
+    planes_a = dark_planes(pairs.clean_a, snr_db, seed, clip_black=clip_black)
+    planes_b = dark_planes(pairs.clean_b, snr_db, seed + 1, clip_black=clip_black)
     errors = []
     for number, (a, b) in enumerate(zip(planes_a, planes_b, strict=True)):
         found = predictor.match([(predictor.encode(a), predictor.encode(b))])[0]
@@ -73,27 +79,53 @@ def score(predictor: Predictor, pairs: TrainingPairs, snr_db: float, seed: int =
 
 
 class Validation:
-    """Scores of a network on fixed held-out pairs at some levels of SNR.
+    """Scores and pictures of a network on fixed pairs that it is not trained on.
 
     Parameters
     ----------
-    textures: on the CPU, not among those trained on. count: pairs. levels: dB.
+    pairs: on the CPU. predictor: makes a predictor of the weights as they are at that moment. levels: dB.
+    clip_black: whether values below black are cut off, for a network that was trained so.
 
     """
 
-    def __init__(self, textures: Tensor, count: int = 12, levels: tuple[float, ...] = (-4.0, 20.0)) -> None:
-        self.pairs = PairMaker(textures, PairConfig(width=256, height=192), seed=977).make(0, count)
-        self.levels = levels
+    def __init__(
+        self,
+        pairs: TrainingPairs,
+        predictor: Callable[[], Predictor],
+        levels: tuple[float, ...] = (-4.0, 20.0),
+        *,
+        clip_black: bool = False,
+    ) -> None:
+        self.pairs, self.predictor, self.levels, self.clip_black = pairs, predictor, levels, clip_black
 
-    def __call__(self, network: MiniNetwork) -> dict[str, float]:
-        """Figures for the log."""
+    def figures(self) -> dict[str, float]:
+        """Scores for the log."""
         figures: dict[str, float] = {}
-        with TemporaryDirectory() as folder:
-            # Through the file, so that what is scored is what would ship: half precision and all.
-            path = Path(folder) / 'mini.safetensors'
-            save_mini(path, copy.deepcopy(network), {})
-            predictor = MiniPredictor(path, device='cpu')
+        predictor = self.predictor()
         for level in self.levels:
-            result = score(predictor, self.pairs, level)
+            result = score(predictor, self.pairs, level, clip_black=self.clip_black)
             figures |= {f'{level:+g}dB_{key}': round(float(value), 4) for key, value in vars(result).items()}
         return figures
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Matches of the first pair at the lowest level: right ones green, others red."""
+        level = min(self.levels)
+        planes_a = dark_planes(self.pairs.clean_a[:1], level, 5, clip_black=self.clip_black)[0]
+        planes_b = dark_planes(self.pairs.clean_b[:1], level, 6, clip_black=self.clip_black)[0]
+        predictor = self.predictor()
+        found = predictor.match([(predictor.encode(planes_a), predictor.encode(planes_b))])[0]
+        right = match_errors(self.pairs, 0, found) < _RIGHT_PX
+        return draw_matches(display_image(planes_a), display_image(planes_b), found, right)
+
+
+def held_out_pairs(textures: Tensor, count: int) -> TrainingPairs:
+    """Pairs of textures that training does not see."""
+    return PairMaker(textures, PairConfig(width=256, height=192), seed=977).make(0, count)
+
+
+def mini_predictor(network: MiniNetwork) -> Predictor:
+    """Predictor around the present weights of `mini`, through a file, so that half precision and all is scored."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / 'mini.safetensors'
+        save_mini(path, network, {})
+        return MiniPredictor(path, device='cpu')

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from dark3r_ros.errors import DataError
 from dark3r_ros.model.normalise import normalise_batch
+from dark3r_ros.training.exposure import ExposureConfig, normalised
 from dark3r_ros.training.noise import add_noise, variance_shares
-from dark3r_ros.training.pairs import PairConfig, PairMaker, normalised
+from dark3r_ros.training.pairs import PairConfig, PairMaker
 from dark3r_ros.training.textures import load_textures
 
 
@@ -111,8 +112,8 @@ def test_covered_points_do_not_count(textures):
 
 
 def test_noise_of_the_two_views_is_independent_and_pairs_repeat(textures):
-    still = PairConfig(layers=0, turn=0.0, zoom=0.0, shift=0.0, tilt=0.0, snr_low=-10.0, snr_high=-10.0)
-    maker = PairMaker(textures, still, seed=5)
+    still = PairConfig(layers=0, turn=0.0, zoom=0.0, shift=0.0, tilt=0.0)
+    maker = PairMaker(textures, still, seed=5, exposure=ExposureConfig(snr_low=-10.0, snr_high=-10.0))
     pairs = maker.make(3, 4)
 
     def residual(image, clean):
