@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The field itself: density and linear radiance everywhere, and the coarse density that guides the samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dark3r_ros.nerf.config import NerfConfig
+from dark3r_ros.nerf.encoding import GridEncoding, level_cells, spherical_harmonics
+
+_GEOMETRY = 15  # values that the density network hands to the colour network
+_LARGEST_LOG = 11.0
+_THIN = -1.5  # log density of an empty start: most of a ray passes through, so that every depth gets gradients
+
+
+class Field(nn.Module):
+    """Density (per normalised distance) and radiance (mean signal of the frames = 1, never negative)."""
+
+    def __init__(self, config: NerfConfig, sides: tuple[float, float, float]) -> None:
+        super().__init__()
+        cells = level_cells(config.levels, config.coarsest, config.finest, sides)
+        self.encoding = GridEncoding(cells, config.features, 2**config.table_log2, spread=1e-2)
+        self.degree = config.view_degree
+        self.amp = config.amp
+        harmonics = (config.view_degree + 1) ** 2
+        self.density = nn.Sequential(
+            nn.Linear(self.encoding.width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1 + _GEOMETRY)
+        )
+        self.colour = nn.Sequential(
+            nn.Linear(_GEOMETRY + harmonics, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 3)
+        )
+
+    def forward(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Density (N,) and radiance (N, 3) at domain points (N, 3) in [-1, 1] seen along unit vectors (N, 3)."""
+        features = self.encoding(x)
+        harmonics = spherical_harmonics(directions, self.degree)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.amp and x.device.type == 'cuda'):
+            hidden = self.density(features)
+            colour = self.colour(torch.cat([hidden[:, 1:], harmonics.to(hidden.dtype)], dim=1))
+        density = torch.exp((hidden[:, 0].float() + _THIN).clamp(max=_LARGEST_LOG))
+        return density, torch.exp(colour.float().clamp(-_LARGEST_LOG, _LARGEST_LOG))
+
+
+class CoarseDensity(nn.Module):
+    """Density alone, its logarithm read from two grids without any network: cheap enough for many samples."""
+
+    def __init__(self, cells: int, sides: tuple[float, float, float]) -> None:
+        super().__init__()
+        fine = level_cells(2, max(2, cells // 4), cells, sides)
+        table = max((x + 2) * (y + 2) * (z + 2) for x, y, z in fine)
+        self.encoding = GridEncoding(fine, 1, table, spread=1e-2)
+        self.level = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Density (N,) at domain points (N, 3)."""
+        # The factor lets single cells grow to walls within tens of steps at the learning rate of the field.
+        logarithm = 5.0 * self.encoding(x).sum(dim=1) + self.level + _THIN
+        return torch.exp(logarithm.clamp(max=_LARGEST_LOG))

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training on dark views with exact truth: it denoises, depth and black level matter, it resumes exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dark3r_ros.errors import ConfigError, DataError, ReconstructionError
+from dark3r_ros.nerf.fieldfile import info_of, read_field, write_field
+from dark3r_ros.nerf.load import collect_views
+from dark3r_ros.nerf.metrics import psnr
+from dark3r_ros.nerf.model import RadianceModel
+from dark3r_ros.nerf.render import render_view
+from dark3r_ros.nerf.resume import resumed_trainer, save_checkpoint
+from dark3r_ros.nerf.trainer import Trainer
+from dark3r_ros.nerf.views import colour_sites
+
+
+def trained(views, config) -> tuple[Trainer, RadianceModel]:
+    trainer = Trainer(views, config)
+    trainer.run()
+    model = RadianceModel(config, trainer.box, len(views))
+    model.load_state_dict(trainer.averaged_state())
+    return trainer, model
+
+
+def held_out_psnr(model, views, clean) -> tuple[float, float]:
+    """Render and noisy frame against the truth, in dB, peak = the brightest percent of the truth."""
+    peak = float(np.percentile(clean, 99.0))
+    scores = []
+    for index in np.flatnonzero(views.held_out):
+        picture = render_view(model, views.camera, views.world_from_camera[index])
+        truth = clean[index]
+        scores.append(
+            (psnr(picture.radiance * views.unit, truth, peak), psnr(views.values[index] * views.unit, truth, peak))
+        )
+    return tuple(float(value) for value in np.mean(scores, axis=0))
+
+
+@pytest.fixture(scope='module')
+def views(room, tiny):
+    return collect_views(room.posed, room.frames, tiny, noise=room.noise)
+
+
+@pytest.fixture(scope='module')
+def full(views, tiny, room):
+    trainer, model = trained(views, tiny)
+    return trainer, model, held_out_psnr(model, views, room.clean)
+
+
+def test_views_keep_the_signal_of_the_sensor(views, room):
+    assert views.values.shape == (12, 3, 24, 32) and views.held_out.sum() == 3
+    assert (views.values < 0).mean() > 0.1
+    residual = views.values * views.unit - room.clean
+    variance = views.read_variance + views.shot_gain * room.clean.mean(axis=(0, 2, 3)) / views.unit
+    assert np.allclose(residual.var(axis=(0, 2, 3)), variance * views.unit**2, rtol=0.06)
+    assert abs(residual.mean()) < 0.1 * views.unit
+
+
+def test_held_out_views_come_out_clean(full):
+    trainer, _, (ours, noisy) = full
+    assert noisy < 8.0
+    assert ours > noisy + 8.0 and ours > 16.0
+    assert trainer.skipped == 0
+    assert abs(trainer.history[-1][2] - 1.0) < 0.1  # what is left is noise
+
+
+def test_clipping_at_black_ruins_the_dark(full, views, tiny, room):
+    _, model = trained(views.clipped_at_black(), tiny)
+    assert held_out_psnr(model, views, room.clean)[0] < full[2][0] - 3.0
+
+
+def test_scrambled_depth_is_noticed(full, views, tiny, room):
+    rng = np.random.default_rng(0)
+    scrambled = dataclasses.replace(views, depth=rng.permuted(views.depth.reshape(12, -1), axis=1).reshape(12, 24, 32))
+    _, model = trained(scrambled, tiny)
+    assert held_out_psnr(model, views, room.clean)[0] < full[2][0] - 1.0
+
+
+def test_depth_of_the_field_is_that_of_the_scene(full, views, room):
+    index = int(np.flatnonzero(views.held_out)[0])
+    picture = render_view(full[1], views.camera, views.world_from_camera[index])
+    truth = room.depth[index]
+    assert np.median(np.abs(picture.depth / truth - 1.0)) < 0.05
+
+
+def test_resuming_repeats_the_training_exactly(views, tiny, tmp_path):
+    config = dataclasses.replace(tiny, steps=24)
+    whole = Trainer(views, config)
+    whole.run()
+    first = Trainer(views, config)
+    for _ in range(11):
+        first.step()
+    save_checkpoint(first, tmp_path)
+    second = resumed_trainer(tmp_path, views, config)
+    assert second.step_number == 11
+    second.run()
+    for name, value in whole.averaged_state().items():
+        assert torch.equal(value, second.averaged_state()[name]), name
+
+
+def test_a_checkpoint_of_something_else_is_refused(views, tiny, tmp_path):
+    trainer = Trainer(views, dataclasses.replace(tiny, steps=2))
+    trainer.run()
+    save_checkpoint(trainer, tmp_path)
+    with pytest.raises(ConfigError, match='hidden'):
+        resumed_trainer(tmp_path, views, dataclasses.replace(tiny, hidden=16))
+    other = dataclasses.replace(views, values=views.values + 1.0)
+    with pytest.raises(DataError, match='other frames'):
+        resumed_trainer(tmp_path, other, tiny)
+    (tmp_path / 'checkpoint.safetensors').write_bytes(b'\0' * 100)
+    with pytest.raises(DataError, match='no readable field'):
+        resumed_trainer(tmp_path, views, tiny)
+
+
+def test_new_poses_continue_a_training(views, tiny, tmp_path):
+    config = dataclasses.replace(tiny, steps=20)
+    trainer = Trainer(views, config)
+    trainer.run()
+    save_checkpoint(trainer, tmp_path)
+    poses = views.world_from_camera.copy()
+    poses[:, :3, 3] += 0.01
+    again = resumed_trainer(tmp_path, dataclasses.replace(views, world_from_camera=poses), config)
+    assert again.step_number == 12 and again.box == trainer.box
+    assert torch.equal(again.parameters[-1], trainer.parameters[-1])
+
+
+def test_field_file_renders_the_same(full, views, tiny, tmp_path):
+    trainer, model, _ = full
+    info = info_of(views, tiny, trainer.box, views.world_from_camera)
+    write_field(tmp_path, trainer.averaged_state(), info, {'step': 300})
+    again, read, header = read_field(tmp_path)
+    pose = views.world_from_camera[3]
+    assert np.array_equal(
+        render_view(model, views.camera, pose).radiance, render_view(again, read.camera, pose).radiance
+    )
+    assert read.config == tiny and header['step'] == 300 and read.unit == views.unit
+    assert np.array_equal(read.world_from_camera, views.world_from_camera)
+
+
+def test_steps_that_are_not_finite_change_nothing(views, tiny, monkeypatch):
+    trainer = Trainer(views, tiny)
+    trainer.step()
+    before = [value.detach().clone() for value in trainer.parameters]
+    plain = Trainer.losses
+    monkeypatch.setattr(
+        Trainer, 'losses', lambda self, *a: {key: value * float('nan') for key, value in plain(self, *a).items()}
+    )
+    trainer.step()
+    assert trainer.skipped == 1 and trainer.step_number == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
+    with pytest.raises(ReconstructionError, match='not finite'):
+        for _ in range(100):
+            trainer.step()
+
+
+def test_less_memory_means_fewer_rays(views, tiny, monkeypatch):
+    trainer = Trainer(views, tiny)
+    plain = Trainer.losses
+
+    def losses(self, *args):
+        if self.rays > 128:
+            raise torch.OutOfMemoryError
+        return plain(self, *args)
+
+    monkeypatch.setattr(Trainer, 'losses', losses)
+    trainer.step()
+    assert trainer.rays == 128 and trainer.step_number == 1
+
+
+def test_mosaic_supervises_each_site_by_its_own_colour(room, tiny):
+    config = dataclasses.replace(tiny, mosaic=True, steps=60)
+    views = collect_views(room.posed, room.frames, config, noise=room.noise)
+    assert views.values.shape == (12, 1, 48, 64) and views.camera.width == 64
+    assert np.array_equal(views.colour, colour_sites('rggb', 48, 64))
+    trainer = Trainer(views, config)
+    observed, known = trainer.data.targets(torch.tensor([2, 2]), torch.tensor([0, 1]))
+    value = views.values[2, 0, 0, :2]
+    assert torch.equal(observed, torch.tensor([[value[0], 0, 0], [0, value[1], 0]]))
+    assert torch.equal(known, torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]))
+    trainer.run()
+    assert trainer.history[-1][2] < 1.1
+
+
+def test_frame_shifts_of_black_are_found(views, tiny):
+    rng = np.random.default_rng(1)
+    shift = rng.normal(0, 0.5, (12, 3)).astype(np.float32)
+    shift -= shift.mean(axis=0)
+    moved = dataclasses.replace(views, values=views.values + shift[:, :, None, None])
+    trainer, _ = trained(moved, dataclasses.replace(tiny, steps=200, offset_sigma=0.5))
+    found = trainer.model.frames.offsets().detach().numpy()[views.training]
+    expected = shift[views.training] + np.zeros(3)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+
+
+def test_refined_poses_come_nearer_to_the_truth(views, tiny):
+    rng = np.random.default_rng(2)
+    poses = views.world_from_camera.copy()
+    poses[:, :3, 3] += rng.normal(0, 0.08, (12, 3))
+    config = dataclasses.replace(tiny, refine_poses=True, pose_rate=2e-3, steps=5)
+    trainer = Trainer(dataclasses.replace(views, world_from_camera=poses), config)
+    trainer.run()
+    assert trainer.model.frames.twist.detach().abs()[views.training].max() > 0
+    assert torch.equal(trainer.model.frames.twist[views.held_out].detach(), torch.zeros(3, 6))
