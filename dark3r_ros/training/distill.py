@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from dark3r_ros.config import Config, setting
 from dark3r_ros.errors import ConfigError
-from dark3r_ros.model.mini import MiniNetwork, MiniOutput
+from dark3r_ros.model.mini import MiniNetwork
 from dark3r_ros.training.batch import PairData, TrainingPairs
 from dark3r_ros.training.exposure import ExposureConfig, clean_input
 from dark3r_ros.training.features import Compared, Subject
-from dark3r_ros.training.losses import matching_losses
+from dark3r_ros.training.losses import MiniViews, matching_losses
 from dark3r_ros.training.two_view import two_view_matching
 
 
@@ -72,16 +72,16 @@ def scaled_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def similarities(descriptors: Tensor, cells: Tensor) -> Tensor:
-    """Similarity (B, P, h * w) of some places of a to all of b.
+    """Similarity (2B, P, h * w) of some places of each view to all of the other.
 
     Parameters
     ----------
-    descriptors: (2B, D, h, w), all of a, then all of b. cells: (B, P) indices into h * w.
+    descriptors: (2B, D, h, w), all of a, then all of b. cells: (2B, P) indices into h * w.
 
     """
-    a, b = descriptors.float().flatten(2).chunk(2)
-    chosen = a.gather(2, cells[:, None].expand(-1, a.shape[1], -1))
-    return chosen.transpose(1, 2) @ b
+    flat = descriptors.float().flatten(2)
+    chosen = flat.gather(2, cells[:, None].expand(-1, flat.shape[1], -1))
+    return chosen.transpose(1, 2) @ flat.roll(len(flat) // 2, dims=0)
 
 
 class DistillTask:
@@ -139,13 +139,13 @@ class DistillTask:
             )
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
-        dark = seen.pairs(0, count)
+        dark = seen.select(slice(count))
         if goal is not None:
             compared = self._compare(dark, goal, generator)
             parts |= compared
             total = total + self._weighted(compared)
         if goal is not None and few:
-            light = self._compare(seen.pairs(count, count + few), goal.pairs(0, few), generator)
+            light = self._compare(seen.select(slice(count, count + few)), goal.select(slice(few)), generator)
             total = total + config.clean * self._weighted(light)
             parts |= {f'clean_{name}': value for name, value in light.items()}
         matched, value = self._match(dark, pairs, generator)
@@ -166,12 +166,17 @@ class DistillTask:
                 found[name] = torch.stack(errors).mean()
         if max(config.correspondence, config.distribution) == 0:
             return found
-        assert student.descriptors is not None and teacher.descriptors is not None
-        size = student.descriptors.shape[2] * student.descriptors.shape[3]
-        pairs = len(student.descriptors) // 2
-        order = torch.rand(pairs, size, generator=generator, device=self.device).argsort(dim=1)
-        cells = order[:, : config.cells]
-        mine, goal = similarities(student.descriptors, cells), similarities(teacher.descriptors, cells)
+        for mine, goal in zip(student.descriptors, teacher.descriptors, strict=True):
+            order = torch.rand(len(mine), mine[0, 0].numel(), generator=generator, device=self.device).argsort(dim=1)
+            cells = order[:, : config.cells]
+            for name, value in self._correspondence(similarities(mine, cells), similarities(goal, cells)).items():
+                found[name] = found.get(name, torch.zeros_like(value)) + value / len(student.descriptors)
+        return found
+
+    def _correspondence(self, mine: Tensor, goal: Tensor) -> dict[str, Tensor]:
+        """Losses of correspondence maps (2B, P, h * w) that have a weight."""
+        config = self.config
+        found: dict[str, Tensor] = {}
         if config.correspondence > 0:
             variance = goal.var(correction=0).clamp(min=1e-8)
             found['correspondence'] = functional.mse_loss(mine, goal) / variance
@@ -189,14 +194,14 @@ class DistillTask:
         """Matching losses of the noisy pair and their weighted sum."""
         config = self.config
         nothing = torch.zeros((), device=self.device)
-        if isinstance(dark.output, MiniOutput):
+        if isinstance(dark.output, MiniViews):
             if config.matching == 0 and (config.reliability == 0 or not self.data.knows_truth):
                 return {}, nothing
             assert isinstance(self.network, MiniNetwork)
             losses = matching_losses(self.network, dark.output, pairs, generator)
-            found = {name: value.detach() for name, value in vars(losses).items()}
-            return found, config.matching * losses.matching + config.reliability * losses.reliability
-        if config.matching == 0:
+            total = config.matching * losses.matching + config.reliability * losses.reliability
+            return losses.figures(), total
+        if config.matching == 0 or dark.output is None:
             return {}, nothing
         matching, right = two_view_matching(dark.output, pairs, generator)
         return {'matching': matching.detach(), 'right': right}, config.matching * matching

@@ -9,12 +9,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dark3r_ros.errors import ConfigError
-from dark3r_ros.model.mini import MiniNetwork, MiniOutput
+from dark3r_ros.model.mini import MiniNetwork
 from dark3r_ros.model.network import TwoViewNetwork, ViewPrediction
+from dark3r_ros.training.losses import MiniViews, look
 
-MINI_LAYERS = ('stage8', 'stage16')
+# Every how many-th row and column of mini's fine descriptors is compared.
+_FINE_STRIDE = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,32 +26,33 @@ class Compared:
 
     Attributes
     ----------
-    encoder, decoder: maps (2N, C, ...). descriptors: (2N, D, h, w) of unit length, or None where they were left out.
-    output: what the network gave, for the matching losses.
+    encoder, decoder: maps (2N, C, ...). descriptors: (2N, D, h, w) of unit length, of each kind that is matched.
+    output: what the network gave, for the matching losses; None where it was left out.
 
     """
 
     encoder: tuple[Tensor, ...]
     decoder: tuple[Tensor, ...]
-    descriptors: Tensor | None
-    output: Any
+    descriptors: tuple[Tensor, ...]
+    output: MiniViews | tuple[ViewPrediction, ViewPrediction] | None
 
-    def pairs(self, start: int, stop: int) -> Compared:
-        """The maps of the pairs from start to stop."""
+    def select(self, chosen: slice) -> Compared:
+        """The maps of some of the pairs."""
 
         def rows(values: Tensor) -> Tensor:
             half = len(values) // 2
-            if start == 0 and stop == half:
+            if chosen.indices(half) == (0, half, 1):
                 return values
-            return torch.cat([values[start:stop], values[half + start : half + stop]])
+            return torch.cat([values[:half][chosen], values[half:][chosen]])
 
         output = self.output
-        if isinstance(output, MiniOutput):
-            output = MiniOutput(rows(output.coarse), rows(output.fine), rows(output.reliability))
+        if isinstance(output, MiniViews):
+            output = output.select(chosen)
         elif output is not None:
-            output = tuple(ViewPrediction(*(part[start:stop] for part in view)) for view in output)
-        descriptors = None if self.descriptors is None else rows(self.descriptors)
-        return Compared(tuple(map(rows, self.encoder)), tuple(map(rows, self.decoder)), descriptors, output)
+            first, second = (ViewPrediction(*(part[chosen] for part in view)) for view in output)
+            output = first, second
+        encoder, decoder = tuple(map(rows, self.encoder)), tuple(map(rows, self.decoder))
+        return Compared(encoder, decoder, tuple(map(rows, self.descriptors)), output)
 
 
 class Subject(Protocol):
@@ -92,11 +96,11 @@ class Tap:
 
 
 class MiniSubject:
-    """`mini`: encoder maps are outputs of its modules `layers`; the decoder's are its two maps of descriptors."""
+    """`mini`: its features at 1/8 and 1/16, or the outputs of the modules `layers`, and all its descriptors."""
 
     def __init__(self, network: MiniNetwork, layers: Sequence[str] = ()) -> None:
         self.network = network
-        self._tap = Tap(network, tuple(layers) or MINI_LAYERS)
+        self._tap = Tap(network, layers) if layers else None
 
     @property
     def temperature(self) -> Tensor:
@@ -105,9 +109,16 @@ class MiniSubject:
 
     def look(self, images_a: Tensor, images_b: Tensor) -> Compared:
         """See `Subject.look`."""
-        output = self.network(torch.cat([images_a, images_b]))
-        encoder = tuple(kept[0] for kept in self._tap.take())
-        return Compared(encoder, (output.coarse, output.fine), output.coarse, output)
+        views = look(self.network, images_a, images_b)
+        context = views.output.context
+        assert context is not None
+        # The first run of a layer is that on the images themselves.
+        encoder = tuple(kept[0] for kept in self._tap.take()) if self._tap else (context.eighth, context.sixteenth)
+        descriptors = [functional.normalize(views.output.coarse, dim=1)]
+        if views.pair is not None:
+            descriptors.append(torch.cat([view.coarse for view in views.pair]))
+        fine = functional.normalize(views.output.fine[:, :, ::_FINE_STRIDE, ::_FINE_STRIDE], dim=1)
+        return Compared(encoder, (*descriptors, fine), tuple(descriptors), views)
 
 
 class TwoViewSubject:
@@ -152,10 +163,10 @@ class TwoViewSubject:
         """See `Subject.look`."""
         if self._encoder_only:
             self.network.encode(torch.cat([images_a, images_b]))
-            return Compared(tuple(kept[0].transpose(1, 2) for kept in self._encoder.take()), (), None, None)
+            return Compared(tuple(kept[0].transpose(1, 2) for kept in self._encoder.take()), (), (), None)
         views = self.network(images_a, images_b)
         encoder = tuple(kept[0].transpose(1, 2) for kept in self._encoder.take())
         kept = [layer[0] for layer in self._decoder.take()]
         decoder = tuple(torch.cat(both).transpose(1, 2) for both in zip(kept[::2], kept[1::2], strict=True))
         descriptors = torch.cat([view.descriptors for view in views]).permute(0, 3, 1, 2)
-        return Compared(encoder, decoder, descriptors, views)
+        return Compared(encoder, decoder, (descriptors,), views)

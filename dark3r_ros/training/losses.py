@@ -1,41 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of `mini`: descriptors of two scales that agree where two views show the same, and a calibrated confidence."""
+"""Losses of `mini`: descriptors of two scales that agree where two views show the same, and calibrated chances.
+
+Points of one view are matched against every cell of the other, as they are when it is used; the target is shared by the
+four cells around the true place. Descriptors are brought to unit length only where a loss looks at them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dark3r_ros.model.mini import COARSE, FINE, MiniNetwork, MiniOutput
+from dark3r_ros.model.mini import COARSE, FINE, MiniContext, MiniNetwork, MiniOutput, PairOutput
 from dark3r_ros.training.batch import TrainingPairs
 
 RADIUS = 4  # of the window around the true place that the fine stage looks through, in fine pixels
-RELIABILITY = 0.3  # weight of the loss of the reliability
-CLOSE = 6.0  # points of one image nearer than this are no counter-examples of each other, in pixels
+_WEIGHTS = {'single': 0.5, 'pair': 1.0, 'fine': 1.0, 'reliability': 0.3, 'seen': 0.2}
+
+
+@dataclass(frozen=True, eq=False)
+class MiniViews:
+    """What `mini` said of N pairs.
+
+    Attributes
+    ----------
+    output: of all views a, then all b; descriptors of any length. pair: of both views beside each other, None without
+        cross-view layers.
+
+    """
+
+    output: MiniOutput
+    pair: tuple[PairOutput, PairOutput] | None
+
+    def __len__(self) -> int:
+        return len(self.output.coarse) // 2
+
+    def select(self, chosen: slice) -> MiniViews:
+        """The part that belongs to some of the pairs."""
+        count = len(self)
+        if chosen.indices(count) == (0, count, 1):
+            return self
+
+        def rows(values: Tensor) -> Tensor:
+            return torch.cat([values[:count][chosen], values[count:][chosen]])
+
+        output = MiniOutput(rows(self.output.coarse), rows(self.output.fine), rows(self.output.reliability))
+        if self.pair is None:
+            return MiniViews(output, None)
+        first, second = (PairOutput(view.coarse[chosen], view.seen[chosen]) for view in self.pair)
+        return MiniViews(output, (first, second))
 
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """Losses of the coarse and fine descriptors and of the reliability, and the shares of points matched right."""
+    """Losses (scalars) and the shares of points that were matched right.
 
-    coarse: Tensor
+    Attributes
+    ----------
+    single, pair: of the coarse descriptors of images by themselves and beside their partner. fine: of the fine ones.
+    reliability: of the chance that a match is right. seen: of the chance that the other view sees a place.
+
+    """
+
+    single: Tensor
+    pair: Tensor
     fine: Tensor
     reliability: Tensor
-    coarse_right: Tensor
+    seen: Tensor
+    single_right: Tensor
+    pair_right: Tensor
     fine_right: Tensor
 
     @property
     def matching(self) -> Tensor:
-        """Of both kinds of descriptors."""
-        return self.coarse + self.fine
+        """All but the reliability, weighted."""
+        return self._sum('single', 'pair', 'fine', 'seen')
 
     @property
     def total(self) -> Tensor:
         """What a training from nothing minimises."""
-        return self.matching + RELIABILITY * self.reliability
+        return self._sum(*_WEIGHTS)
+
+    def _sum(self, *names: str) -> Tensor:
+        return torch.stack([_WEIGHTS[name] * getattr(self, name) for name in names]).sum()
+
+    def figures(self) -> dict[str, Tensor]:
+        """All values for the log."""
+        return {item.name: getattr(self, item.name).detach() for item in fields(self)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +99,33 @@ class SampledPoints:
     b: Tensor
     valid: Tensor
 
+    def first(self, count: int) -> SampledPoints:
+        """The first points of each pair."""
+        return SampledPoints(self.a[:, :count], self.b[:, :count], self.valid[:, :count])
+
+
+def look(network: MiniNetwork, images_a: Tensor, images_b: Tensor) -> MiniViews:
+    """Run the network on both views (N, 3, H, W) together, then on the pairs."""
+    output = network.describe(torch.cat([images_a, images_b]))
+    if network.cross_view is None:
+        return MiniViews(output, None)
+    assert output.context is not None
+    (a16, b16), (a8, b8) = output.context.sixteenth.chunk(2), output.context.eighth.chunk(2)
+    return MiniViews(output, network.relate(MiniContext(a16, a8), MiniContext(b16, b8)))
+
+
+def sample_map(values: Tensor, points: Tensor, step: int) -> Tensor:
+    """Values (B, P, C) at pixels (B, P, 2), bilinear in a map (B, C, H/step, W/step)."""
+    height, width = values.shape[2:]
+    size = torch.tensor([width, height], device=points.device, dtype=points.dtype) * step
+    place = (points + 0.5) * (2.0 / size) - 1.0
+    found = functional.grid_sample(values, place[:, None], padding_mode='border', align_corners=False)
+    return found[:, :, 0].transpose(1, 2)
+
 
 def sample_descriptors(descriptors: Tensor, points: Tensor, step: int) -> Tensor:
     """Descriptors (B, P, C) of unit length at pixels (B, P, 2), bilinear in a map (B, C, H/step, W/step)."""
-    height, width = descriptors.shape[2:]
-    size = torch.tensor([width, height], device=points.device, dtype=points.dtype) * step
-    place = (points + 0.5) * (2.0 / size) - 1.0
-    found = functional.grid_sample(descriptors, place[:, None], padding_mode='border', align_corners=False)
-    return functional.normalize(found[:, :, 0].transpose(1, 2), dim=-1)
+    return functional.normalize(sample_map(descriptors, points, step), dim=-1)
 
 
 def sample_points(pairs: TrainingPairs, count: int, generator: torch.Generator) -> SampledPoints:
@@ -72,84 +144,112 @@ def sample_points(pairs: TrainingPairs, count: int, generator: torch.Generator) 
 def compute_losses(
     network: MiniNetwork, pairs: TrainingPairs, generator: torch.Generator, *, points: int = 192, fine_points: int = 96
 ) -> Losses:
-    """Losses of a batch; the network is run once on both views together."""
-    both = network(torch.cat([pairs.image_a, pairs.image_b]))
-    return matching_losses(network, both, pairs, generator, points=points, fine_points=fine_points)
+    """Losses of a batch of noisy pairs."""
+    views = look(network, pairs.image_a, pairs.image_b)
+    return matching_losses(network, views, pairs, generator, points=points, fine_points=fine_points)
 
 
 def matching_losses(
     network: MiniNetwork,
-    both: MiniOutput,
+    views: MiniViews,
     pairs: TrainingPairs,
     generator: torch.Generator,
     *,
     points: int = 192,
     fine_points: int = 96,
 ) -> Losses:
-    """Losses of what the network said of the noisy views, all of a first, then all of b."""
+    """Losses of what the network said of noisy pairs, against their truth."""
     chosen = sample_points(pairs, points, generator)
-    count = len(pairs)
-    a = MiniOutput(both.coarse[:count], both.fine[:count], both.reliability[:count])
-    b = MiniOutput(both.coarse[count:], both.fine[count:], both.reliability[count:])
-    coarse, coarse_right = _coarse_loss(network.coarse_scale.clamp(max=4.0).exp(), a.coarse, b.coarse, chosen)
-    few = SampledPoints(chosen.a[:, :fine_points], chosen.b[:, :fine_points], chosen.valid[:, :fine_points])
-    fine, fine_right = _fine_loss(network.fine_scale.clamp(max=4.0).exp(), a.fine, b.fine, few, generator)
-    right = coarse_right[:, :fine_points] & fine_right
-    place = ((few.a - (FINE - 1) / 2) / FINE).round().long()
-    logit = a.reliability.flatten(1).gather(1, place[..., 1] * a.reliability.shape[2] + place[..., 0])
-    weight = few.valid.float()
-    total_weight = weight.sum().clamp(min=1.0)
-    reliability = functional.binary_cross_entropy_with_logits(logit, right.float(), weight, reduction='sum')
-    reliability = reliability / total_weight
+    few = chosen.first(fine_points)
+    output = views.output
+    coarse_a, coarse_b = output.coarse.chunk(2)
+    fine_a, fine_b = output.fine.chunk(2)
+    scale = network.coarse_scale.clamp(max=4.0).exp()
+    single, single_right = _coarse_loss(scale, coarse_a, coarse_b, chosen)
+    pair, pair_right, seen = torch.zeros_like(single), single_right, torch.zeros_like(single)
+    if views.pair is not None:
+        first, second = views.pair
+        pair, pair_right = _coarse_loss(scale, first.coarse, second.coarse, chosen)
+        logit = sample_map(first.seen[:, None], chosen.a, COARSE)[..., 0]
+        seen = functional.binary_cross_entropy_with_logits(logit, chosen.valid.to(logit.dtype))
+    fine_scale = network.fine_scale.clamp(max=4.0).exp()
+    fine, fine_right = _fine_loss(fine_scale, fine_a, fine_b, few, generator)
+    right = pair_right[:, :fine_points] & fine_right
+    weight, few_weight = chosen.valid.float(), few.valid.float()
     return Losses(
-        coarse,
+        single,
+        pair,
         fine,
-        reliability,
-        (coarse_right & chosen.valid).sum() / chosen.valid.sum().clamp(min=1),
-        (fine_right.float() * weight).sum() / total_weight,
+        _reliability_loss(output.reliability.chunk(2)[0], few, right),
+        seen,
+        _mean(single_right, weight),
+        _mean(pair_right, weight),
+        _mean(fine_right, few_weight),
     )
 
 
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    return (values * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+def _reliability_loss(reliability: Tensor, points: SampledPoints, right: Tensor) -> Tensor:
+    place = ((points.a - (FINE - 1) / 2) / FINE).round().long()
+    logit = reliability.flatten(1).gather(1, place[..., 1] * reliability.shape[2] + place[..., 0])
+    loss = functional.binary_cross_entropy_with_logits(logit, right.to(logit.dtype), reduction='none')
+    return _mean(loss, points.valid.float())
+
+
+def cell_weights(points: Tensor, rows: int, columns: int) -> Tensor:
+    """Bilinear weights (B, P, rows * columns) of pixels (B, P, 2) on the grid of coarse cells; each row sums to one."""
+    x = ((points[..., :1] + 0.5) / COARSE - 0.5).clamp(0, columns - 1)
+    y = ((points[..., 1:] + 0.5) / COARSE - 0.5).clamp(0, rows - 1)
+    across = (1 - (x - torch.arange(columns, device=points.device)).abs()).clamp(min=0)
+    down = (1 - (y - torch.arange(rows, device=points.device)).abs()).clamp(min=0)
+    return (down[..., :, None] * across[..., None, :]).flatten(2)
+
+
 def _coarse_loss(scale: Tensor, map_a: Tensor, map_b: Tensor, points: SampledPoints) -> tuple[Tensor, Tensor]:
-    """Symmetric InfoNCE between the points of one pair; also which points of a found theirs (B, P)."""
-    a = sample_descriptors(map_a, points.a, COARSE)
-    b = sample_descriptors(map_b, points.b, COARSE)
-    logits = scale * a @ b.transpose(1, 2)
-    others = ~torch.eye(a.shape[1], dtype=torch.bool, device=a.device)
-    close = (torch.cdist(points.a, points.a) < CLOSE) | (torch.cdist(points.b, points.b) < CLOSE)
-    absent = ~points.valid[:, None, :] | ~points.valid[:, :, None]
-    logits = logits.masked_fill((close | absent) & others, -1e4)
-    target = torch.arange(a.shape[1], device=a.device).expand(len(a), -1)
-    loss = functional.cross_entropy(logits, target, reduction='none')
-    loss = loss + functional.cross_entropy(logits.transpose(1, 2), target, reduction='none')
+    """Cross-entropy of the true place among all cells of the other view, both ways; also who found it (B, P)."""
+    rows, columns = map_a.shape[2:]
     weight = points.valid.float()
-    right = (logits.argmax(2) == target) & (logits.argmax(1) == target)
-    return 0.5 * (loss * weight).sum() / weight.sum().clamp(min=1.0), right
+    loss = torch.zeros((), device=map_a.device)
+    right = torch.ones_like(points.valid)
+    for (here, start), (there, goal) in (
+        ((map_a, points.a), (map_b, points.b)),
+        ((map_b, points.b), (map_a, points.a)),
+    ):
+        every = functional.normalize(there.flatten(2), dim=1)
+        logits = scale * torch.bmm(sample_descriptors(here, start, COARSE), every)
+        log_chance = functional.log_softmax(logits.float(), dim=2)
+        loss = loss - 0.5 * _mean((cell_weights(goal, rows, columns) * log_chance).sum(2), weight)
+        best = logits.argmax(2)
+        centre = torch.stack([best % columns, best // columns], dim=-1) * COARSE + (COARSE - 1) / 2
+        right = right & ((centre - goal).abs().amax(-1) <= COARSE)
+    return loss, right
 
 
 def _fine_loss(
     scale: Tensor, map_a: Tensor, map_b: Tensor, points: SampledPoints, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the place within a window against bilinear weights of the true one; also who hit it (B, P)."""
-    height, width = map_b.shape[2:]
+    batch, channels, height, width = map_b.shape
     query = sample_descriptors(map_a, points.a, FINE)
     truth = (points.b - (FINE - 1) / 2) / FINE
-    shape = truth.shape
-    jitter = torch.rand(shape, generator=generator, device=truth.device) * 5.0 - 2.5
+    jitter = torch.rand(truth.shape, generator=generator, device=truth.device) * 5.0 - 2.5
     centre = (truth + jitter).round()
     side = torch.arange(-RADIUS, RADIUS + 1, device=truth.device, dtype=truth.dtype)
     offsets = torch.stack(torch.meshgrid(side, side, indexing='xy'), dim=-1).reshape(-1, 2)
     window = centre[:, :, None] + offsets
     inside = (window >= 0).all(-1) & (window[..., 0] < width) & (window[..., 1] < height)
-    index = window[..., 1].clamp(0, height - 1) * width + window[..., 0].clamp(0, width - 1)
-    table = map_b.flatten(2).transpose(1, 2)
-    batch = torch.arange(len(table), device=truth.device)[:, None, None]
-    logits = scale * torch.einsum('bpc,bpkc->bpk', query, table[batch, index.long()])
+    index = (window[..., 1].clamp(0, height - 1) * width + window[..., 0].clamp(0, width - 1)).long()
+    # One long table and `index_select`: gathering with several index tensors takes ten times as long.
+    table = map_b.flatten(2).transpose(1, 2).reshape(batch * height * width, channels)
+    row = index + torch.arange(batch, device=truth.device)[:, None, None] * (height * width)
+    around = functional.normalize(table.index_select(0, row.flatten()), dim=1).reshape(*index.shape, channels)
+    logits = scale * (around @ query[..., None])[..., 0].float()
     logits = logits.masked_fill(~inside, -1e4)
     weights = (1 - (window - truth[:, :, None]).abs()).clamp(min=0).prod(-1) * inside
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-3)
     loss = -(weights * functional.log_softmax(logits, dim=-1)).sum(-1)
     best = window.gather(2, logits.argmax(2)[:, :, None, None].expand(-1, -1, 1, 2))[:, :, 0]
-    right = (best - truth).norm(dim=-1) < 1.0
-    weight = points.valid.float()
-    return (loss * weight).sum() / weight.sum().clamp(min=1.0), right
+    return _mean(loss, points.valid.float()), (best - truth).norm(dim=-1) < 1.0

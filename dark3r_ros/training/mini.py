@@ -47,7 +47,7 @@ class MatchingTask:
     def losses(self, pairs: TrainingPairs, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Total of a batch and its parts."""
         found = compute_losses(self.network, pairs, generator)
-        return found.total, {name: value.detach() for name, value in vars(found).items()}
+        return found.total, found.figures()
 
 
 def commit() -> str:

@@ -9,9 +9,10 @@ from torch.nn import functional
 
 from dark3r_ros.model.network import ViewPrediction
 from dark3r_ros.training.batch import TrainingPairs
-from dark3r_ros.training.losses import CLOSE, sample_descriptors
+from dark3r_ros.training.losses import sample_descriptors, sample_map
 
 TEMPERATURE = 0.07
+CLOSE = 6.0  # points of one image nearer than this are no counter-examples of each other, in pixels
 _ALPHA = 0.2  # how dear low confidence is
 
 
@@ -39,19 +40,13 @@ def two_view_matching(
     target = torch.arange(a.shape[1], device=device).expand(batch, -1)
     loss = functional.cross_entropy(logits, target, reduction='none')
     loss = 0.5 * (loss + functional.cross_entropy(logits.transpose(1, 2), target, reduction='none'))
-    sure = (_sampled(first.descriptor_confidence, a, step) * _sampled(second.descriptor_confidence, b, step)).sqrt()
+    sure = (_confidence(first, a, step) * _confidence(second, b, step)).sqrt()
     weight = valid.float()
     total = weight.sum().clamp(min=1.0)
     right = ((logits.argmax(2) == target) & valid).sum() / total
     return ((sure * loss - _ALPHA * sure.log()) * weight).sum() / total, right
 
 
-def _sampled(confidence: Tensor, points: Tensor, step: int) -> Tensor:
-    """Confidence (B, P) at pixels (B, P, 2), bilinear in a map (B, h, w)."""
-    height, width = confidence.shape[1:]
-    size = torch.tensor([width, height], device=points.device) * step
-    place = (points + 0.5) * (2.0 / size) - 1.0
-    found = functional.grid_sample(
-        confidence.float()[:, None], place[:, None], padding_mode='border', align_corners=False
-    )
-    return found[:, 0, 0].clamp(min=1e-3)
+def _confidence(view: ViewPrediction, points: Tensor, step: int) -> Tensor:
+    """Confidence (B, P) of the descriptors at pixels (B, P, 2)."""
+    return sample_map(view.descriptor_confidence.float()[:, None], points, step)[..., 0].clamp(min=1e-3)
