@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from dark3r_ros.model.mini import MiniNetwork, save_mini
 from dark3r_ros.training.batch import PairData, TrainingPairs
 from dark3r_ros.training.loop import LoopConfig, Trainer
 from dark3r_ros.training.losses import compute_losses
+from dark3r_ros.training.networks import Model, commit
 from dark3r_ros.training.pairs import PairMaker
 from dark3r_ros.training.textures import load_textures
-from dark3r_ros.training.validation import Validation, held_out_pairs, mini_predictor
+from dark3r_ros.training.validation import Validation, held_out_pairs
 
 WEIGHTS = 'mini.safetensors'
 
@@ -48,17 +48,6 @@ class MatchingTask:
         """Total of a batch and its parts."""
         found = compute_losses(self.network, pairs, generator)
         return found.total, found.figures()
-
-
-def commit() -> str:
-    """Commit of this code, or `unknown` outside of a repository."""
-    where = Path(__file__).parent
-    try:
-        return subprocess.run(
-            ['git', 'rev-parse', '--short=12', 'HEAD'], cwd=where, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return 'unknown'
 
 
 def header(trainer: Trainer, textures: str) -> dict[str, Any]:
@@ -102,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         validation = None
         if args.validation and bool(held_out.any()):
             pairs = held_out_pairs(textures[held_out], args.validation)
-            validation = Validation(pairs, lambda: mini_predictor(network))
+            validation = Validation(pairs, Model(network, 'signed', 'mini').predictor)
         maker = PairMaker(textures[~held_out].to(args.device), seed=args.seed)
         config = LoopConfig(steps=args.steps, batch=args.batch, seed=args.seed)
         report = functools.partial(print, flush=True)

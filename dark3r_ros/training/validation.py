@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -14,13 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dark3r_ros.matching.draw import draw_matches
-from dark3r_ros.matching.mini import MiniPredictor
-from dark3r_ros.model.mini import MiniNetwork, save_mini
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.planes import display_image
 from dark3r_ros.training.batch import TrainingPairs
 from dark3r_ros.training.noise import add_noise, variance_shares
 from dark3r_ros.training.pairs import PairConfig, PairMaker
+from dark3r_ros.training.pool import PoolConfig, RenderedPairs
 from dark3r_ros.types import Correspondences, Planes
 
 _RIGHT_PX = 2.0
@@ -85,6 +82,7 @@ class Validation:
     ----------
     pairs: on the CPU. predictor: makes a predictor of the weights as they are at that moment. levels: dB.
     clip_black: whether values below black are cut off, for a network that was trained so.
+    reference: makes a predictor, such as the teacher's, whose matches pictures show as well.
 
     """
 
@@ -95,8 +93,10 @@ class Validation:
         levels: tuple[float, ...] = (-4.0, 20.0),
         *,
         clip_black: bool = False,
+        reference: Callable[[], Predictor] | None = None,
     ) -> None:
         self.pairs, self.predictor, self.levels, self.clip_black = pairs, predictor, levels, clip_black
+        self.reference = reference
 
     def figures(self) -> dict[str, float]:
         """Scores for the log."""
@@ -108,14 +108,17 @@ class Validation:
         return figures
 
     def picture(self) -> NDArray[np.uint8]:
-        """Matches of the first pair at the lowest level: right ones green, others red."""
+        """Matches of the first pair at the lowest level: right ones green, others red; the reference below."""
         level = min(self.levels)
         planes_a = dark_planes(self.pairs.clean_a[:1], level, 5, clip_black=self.clip_black)[0]
         planes_b = dark_planes(self.pairs.clean_b[:1], level, 6, clip_black=self.clip_black)[0]
-        predictor = self.predictor()
-        found = predictor.match([(predictor.encode(planes_a), predictor.encode(planes_b))])[0]
-        right = match_errors(self.pairs, 0, found) < _RIGHT_PX
-        return draw_matches(display_image(planes_a), display_image(planes_b), found, right)
+        rows = []
+        for make in (self.predictor, *([self.reference] if self.reference else [])):
+            predictor = make()
+            found = predictor.match([(predictor.encode(planes_a), predictor.encode(planes_b))])[0]
+            right = match_errors(self.pairs, 0, found) < _RIGHT_PX
+            rows.append(draw_matches(display_image(planes_a), display_image(planes_b), found, right))
+        return np.concatenate(rows)
 
 
 def held_out_pairs(textures: Tensor, count: int) -> TrainingPairs:
@@ -123,9 +126,7 @@ def held_out_pairs(textures: Tensor, count: int) -> TrainingPairs:
     return PairMaker(textures, PairConfig(width=256, height=192), seed=977).make(0, count)
 
 
-def mini_predictor(network: MiniNetwork) -> Predictor:
-    """Predictor around the present weights of `mini`, through a file, so that half precision and all is scored."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / 'mini.safetensors'
-        save_mini(path, network, {})
-        return MiniPredictor(path, device='cpu')
+def held_out_rooms(count: int) -> TrainingPairs:
+    """Pairs of rendered rooms that training does not see, wide steps among them."""
+    config = PoolConfig(rooms=1.0, pairs=2 * count, scenes=4, chunks=1, first_chunks=1)
+    return RenderedPairs(256, 192, config, seed=977).make(0, count)

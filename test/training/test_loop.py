@@ -49,7 +49,7 @@ def test_a_step_lowers_the_loss_of_its_batch(maker):
     optimiser.step()
     after = losses()
     assert after.total.item() < before.total.item()
-    for name in ('coarse', 'fine', 'reliability'):
+    for name in ('single', 'pair', 'fine', 'reliability', 'seen'):
         assert math.isfinite(getattr(after, name).item())
 
 

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks that can be distilled, `mini` and those of the MASt3R family, behind one face."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from dark3r_ros.errors import ConfigError, DataError
+from dark3r_ros.matching.learned import NetworkPredictor
+from dark3r_ros.matching.mini import MiniPredictor, is_mini
+from dark3r_ros.model.backend import TorchBackend
+from dark3r_ros.model.config import PRESETS
+from dark3r_ros.model.lora import adapted, merge, unmerge
+from dark3r_ros.model.mini import BUNDLED, SMALLEST, MiniNetwork, load_mini, save_mini
+from dark3r_ros.model.network import TwoViewNetwork, initialise
+from dark3r_ros.model.predictor import Predictor
+from dark3r_ros.model.weights import WeightsInfo, load_network, save_network
+from dark3r_ros.training.distill import DistillConfig
+from dark3r_ros.training.features import MiniSubject, Subject, TwoViewSubject
+
+LICENCE = 'Apache-2.0'
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with what belongs to it.
+
+    Attributes
+    ----------
+    network: on the device of training. normalisation: how raw becomes its input. origin: file or name.
+
+    """
+
+    network: MiniNetwork | TwoViewNetwork
+    normalisation: str
+    origin: str
+
+    @property
+    def step(self) -> int:
+        """What the sides of its images must be multiples of."""
+        return SMALLEST if isinstance(self.network, MiniNetwork) else self.network.config.patch_size
+
+    def subject(self, config: DistillConfig) -> Subject:
+        """Its part in a distillation."""
+        if isinstance(self.network, MiniNetwork):
+            return MiniSubject(self.network, config.encoder_layers)
+        wrong = [layer for layer in config.encoder_layers if not layer.isdigit()]
+        if wrong:
+            raise ConfigError(f'the layers of this network are numbers, not {wrong[0]!r}')
+        blocks = [int(layer) for layer in config.encoder_layers]
+        return TwoViewSubject(self.network, blocks, config.decoder_layers, encoder_only=config.encoder_only)
+
+    def predictor(self) -> Predictor:
+        """Matches with the present weights, on the CPU for `mini`, where the network is else."""
+        if isinstance(self.network, MiniNetwork):
+            # Through the file, so that what is scored is what would ship: half precision and all.
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / 'mini.safetensors'
+                save_mini(path, _plain(self.network), {})
+                return MiniPredictor(path, device='cpu')
+        device = str(next(self.network.parameters()).device)
+        return NetworkPredictor(TorchBackend(self.network, self.normalisation, device, 'fp32'))
+
+    def save(self, path: Path, header: Mapping[str, Any]) -> None:
+        """Write the weights; `header` holds commit, data, licence and anything else."""
+        if isinstance(self.network, MiniNetwork):
+            save_mini(path, _plain(self.network), header)
+            return
+        known = {key: str(header[key]) for key in ('commit', 'data', 'licence')}
+        extra = {key: value for key, value in header.items() if key not in known}
+        info = WeightsInfo(self.network.config, self.normalisation, **known, extra=extra)
+        save_network(path, _plain(self.network), info)
+
+    def digest(self) -> str:
+        """Hash of the weights, 16 hexadecimal digits."""
+        state = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
+        return hashlib.blake2b(save(state), digest_size=8).hexdigest()
+
+
+def load_model(source: str, device: torch.device, seed: int = 0) -> Model:
+    """Read a weight file, the bundled `mini` by its name, or make a fresh network `new:mini`, `new:compact-10m`, ...
+
+    Raises DataError or ConfigError for what is neither.
+    """
+    if source.startswith('new:'):
+        return _fresh(source, device, seed)
+    path = BUNDLED if source == 'mini' else Path(source)
+    if not path.is_file():
+        known = ', '.join(f'new:{name}' for name in ('mini', *PRESETS))
+        raise DataError(f'{source!r} is no weight file, not mini, and none of {known}')
+    if is_mini(path):
+        return Model(load_mini(path)[0].requires_grad_(True).to(device), 'signed', source)
+    network, weights, _ = load_network(path)
+    return Model(network.to(device), weights.normalisation, source)
+
+
+def _fresh(source: str, device: torch.device, seed: int) -> Model:
+    name = source.removeprefix('new:')
+    if name == 'mini':
+        torch.manual_seed(seed)
+        return Model(MiniNetwork().to(device), 'signed', source)
+    if name not in PRESETS:
+        raise ConfigError(f'unknown network {name!r}; known: mini, {", ".join(PRESETS)}')
+    return Model(initialise(TwoViewNetwork(PRESETS[name]), seed).to(device), 'signed', source)
+
+
+def check_alike(teacher: Model, student: Model) -> None:
+    """Raise ConfigError for networks whose features cannot be compared one by one."""
+    if type(teacher.network) is not type(student.network) or teacher.network.config != student.network.config:
+        raise ConfigError(
+            f'teacher {teacher.origin} and student {student.origin} are different networks: the student starts as a '
+            'copy of the teacher, or from another training of the same network'
+        )
+
+
+def _plain(network: MiniNetwork | TwoViewNetwork) -> Any:
+    """The network itself, or a copy with its adapters merged where it has some."""
+    if not any(True for _ in adapted(network)):
+        return network
+    device = next(network.parameters()).device
+    result = MiniNetwork(network.config) if isinstance(network, MiniNetwork) else TwoViewNetwork(network.config)
+    merge(network)
+    state = {key: value for key, value in network.state_dict().items() if '.lora_' not in key}
+    result.load_state_dict(state)
+    unmerge(network)
+    return result.to(device).eval()
+
+
+def commit() -> str:
+    """Commit of this code, or `unknown` outside of a repository."""
+    where = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ['git', 'rev-parse', '--short=12', 'HEAD'], cwd=where, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+    return found.stdout.strip()
