@@ -31,6 +31,7 @@ COMMANDS = (
     'darken',
     'inspect',
     'map',
+    'sfm',
     'evaluate',
     'report',
     'calibrate_noise',

@@ -3,8 +3,9 @@
 
     python -m dark3r_ros.evaluation.ladder SEQUENCE [SEQUENCE ...] --snr 20 10 0 -4 -o out/ladder
 
-makes the dark frames exactly as `dark3r darken`, maps them as `dark3r map` and scores them as `dark3r evaluate`. Every
-row leaves a result folder; a row whose folder exists with the same settings is not computed again.
+makes the dark frames exactly as `dark3r darken`, maps them as `dark3r map` (`--engine map`), as `dark3r sfm` (`sfm`) or
+with COLMAP on pictures (`colmap`), and scores them as `dark3r evaluate`. Every row leaves
+a result folder; a row whose folder exists with the same settings is not computed again.
 """
 
 from __future__ import annotations
@@ -14,18 +15,25 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dark3r_ros.config import to_mapping
 from dark3r_ros.errors import Dark3rError, ReconstructionError
+from dark3r_ros.evaluation.colmap_baseline import map_pictures
 from dark3r_ros.evaluation.evaluate import evaluate_result
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.registry import PREDICTORS, make_predictor
+from dark3r_ros.model.predictor import Predictor
+from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
+from dark3r_ros.sfm.pipeline import SfmRun
 from dark3r_ros.simulation.darken import Darkening
+from dark3r_ros.simulation.frames import SimulatedFrame
 from dark3r_ros.storage.result import jsonable, write_result
+from dark3r_ros.types import Frame, Reconstruction
 
 ROW_FILE = 'ladder_row.json'
 
@@ -45,26 +53,60 @@ class Row:
     note: str = ''
 
 
-def run_row(sequence: Path, snr_db: float | None, predictor: str, seed: int, preset: str, output: Path) -> Row:
+class _Clock:
+    """Frames of a simulation, with the time that making them took."""
+
+    def __init__(self, made: Iterable[SimulatedFrame]) -> None:
+        self._made = made
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Frame]:
+        began = time.perf_counter()
+        for frame in self._made:
+            self.seconds += time.perf_counter() - began
+            yield frame.frame
+            began = time.perf_counter()
+
+
+def _map(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction, dict[str, Any]]:
+    pipeline = MappingPipeline(MappingConfig(), predictor)
+    for frame in frames:
+        pipeline.push(frame)
+    pipeline.flush()
+    return pipeline.reconstruction(), {'stages_s': pipeline.stage_seconds}
+
+
+def _sfm(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction, dict[str, Any]]:
+    run = SfmRun(SfmConfig(), predictor)
+    return run(frames), {'stages_s': run.seconds, 'sfm': run.notes}
+
+
+def _colmap(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction, dict[str, Any]]:
+    return map_pictures(frames), {}
+
+
+ENGINES = {'map': _map, 'sfm': _sfm, 'colmap': _colmap}
+
+
+def _config(engine: str) -> dict[str, Any]:
+    return {'map': to_mapping(MappingConfig()), 'sfm': to_mapping(SfmConfig())}.get(engine, {})
+
+
+def run_row(
+    sequence: Path, snr_db: float | None, predictor: str, seed: int, preset: str, output: Path, engine: str = 'map'
+) -> Row:
     """Darken, map and score one sequence; `snr_db` None leaves it clean. The result lands in `output`."""
-    settings = {'snr_db': snr_db, 'seed': seed, 'preset': preset, 'mapping': to_mapping(MappingConfig())}
-    matcher = make_predictor(predictor)
+    settings = {'snr_db': snr_db, 'seed': seed, 'preset': preset, 'mapping': _config(engine), 'engine': engine}
+    matcher = make_predictor(predictor, mini=OFFLINE_MINI if engine == 'sfm' else None)
     settings['fingerprint'] = matcher.fingerprint
     known = _finished(output, settings)
     if known is not None:
         return known
-    dark = Darkening(sequence, snr_db or 0.0, seed=seed, preset=preset, clean=snr_db is None)
-    pipeline = MappingPipeline(MappingConfig(), matcher)
-    seconds = 0.0
-    for made in dark:
-        began = time.perf_counter()
-        pipeline.push(made.frame)
-        seconds += time.perf_counter() - began
+    frames = _Clock(Darkening(sequence, snr_db or 0.0, seed=seed, preset=preset, clean=snr_db is None))
     began = time.perf_counter()
-    pipeline.flush()
-    seconds += time.perf_counter() - began
-    reconstruction = pipeline.reconstruction()
-    report = {'wall_s': seconds, 'stages_s': pipeline.stage_seconds, 'config': settings, 'predictor': predictor}
+    reconstruction, details = ENGINES[engine](frames, matcher)
+    seconds = time.perf_counter() - began - frames.seconds
+    report = {'wall_s': seconds, 'config': settings, 'predictor': predictor, **details}
     write_result(output, reconstruction, report, overwrite=True)
     posed = len(reconstruction.trajectory())
     row = Row(sequence.name, snr_db, predictor, posed, len(reconstruction.frames), None, None, round(seconds, 2))
@@ -115,6 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('sequences', nargs='+', type=Path, help='sequence folders with cameras.json')
     parser.add_argument('--snr', nargs='+', type=_level, default=[20.0], metavar='DB', help='levels, or `clean`')
     parser.add_argument('--predictor', choices=PREDICTORS, default=PREDICTORS[0])
+    parser.add_argument('--engine', choices=tuple(ENGINES), default='map', help='what maps (default: %(default)s)')
     parser.add_argument('--preset', default='starvis', help='noise of the camera (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('-o', '--output', type=Path, default=Path('out/ladder'))
@@ -123,10 +166,11 @@ def main(argv: list[str] | None = None) -> int:
     for sequence in args.sequences:
         for snr_db in args.snr:
             level = 'clean' if snr_db is None else f'{snr_db:+g}dB'
-            output = args.output / args.predictor / sequence.name / level
+            maker = args.predictor if args.engine == 'map' else f'{args.engine}_{args.predictor}'
+            output = args.output / maker / sequence.name / level
             output.parent.mkdir(parents=True, exist_ok=True)
             try:
-                rows.append(run_row(sequence, snr_db, args.predictor, args.seed, args.preset, output))
+                rows.append(run_row(sequence, snr_db, args.predictor, args.seed, args.preset, output, args.engine))
             except ReconstructionError as error:
                 print(f'{sequence.name} {level}: {error}', file=sys.stderr)
             except Dark3rError as error:

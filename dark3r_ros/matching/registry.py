@@ -8,7 +8,7 @@ from pathlib import Path
 from dark3r_ros.errors import ConfigError
 from dark3r_ros.matching.classical import ClassicalConfig, ClassicalPredictor
 from dark3r_ros.matching.learned import LearnedConfig, load_predictor
-from dark3r_ros.matching.mini import MiniPredictor, is_mini
+from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor, is_mini
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 
@@ -22,6 +22,7 @@ def make_predictor(
     noise: NoiseModel | None = None,
     classical: ClassicalConfig | None = None,
     learned: LearnedConfig | None = None,
+    mini: MiniMatchConfig | None = None,
     device: str = 'auto',
 ) -> Predictor:
     """Make a predictor.
@@ -31,16 +32,16 @@ def make_predictor(
     name: `classical`, `mini`, or the path of a weight file (.safetensors, .pth) or of a folder of
         `dark3r export-engine`.
     noise: the camera's noise model where it is known, for the classical one.
-    classical, learned: settings of either kind. device: `auto`, `cpu` or `cuda`, for a network.
+    classical, learned, mini: settings of each kind. device: `auto`, `cpu` or `cuda`, for a network.
 
     """
     if name == 'classical':
         return ClassicalPredictor(classical, noise)
     if name == 'mini':
-        return MiniPredictor(device=device)
+        return MiniPredictor(config=mini, device=device)
     path = Path(name).expanduser()
     if is_mini(path):
-        return MiniPredictor(path, device=device)
+        return MiniPredictor(path, mini, device=device)
     if path.suffix in WEIGHT_SUFFIXES or path.is_dir():
         return load_predictor(path, learned, device=device)
     raise ConfigError(

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dark3r sfm`: poses and structure of a whole recording at once, from all pairs of views."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dark3r_ros.cli.common import (
+    add_config_arguments,
+    add_decode_arguments,
+    add_input_arguments,
+    config_from_arguments,
+    decode_options,
+    print_json,
+    progress,
+)
+from dark3r_ros.config import to_mapping
+from dark3r_ros.errors import DataError, ReconstructionError
+from dark3r_ros.matching.registry import PREDICTORS, make_predictor
+from dark3r_ros.raw.noise import resolve_noise
+from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
+from dark3r_ros.sfm.pipeline import SfmRun
+from dark3r_ros.storage.files import check_target, check_writable
+from dark3r_ros.storage.sequence import read_cameras_json
+from dark3r_ros.storage.source import open_source
+from dark3r_ros.types import Frame, FrameSource, Reconstruction
+
+NAME = 'sfm'
+HELP = 'reconstruct a recording offline: all views at once, for the dark and for unordered sets'
+EXAMPLE = 'dark3r sfm night_folder -o out/night --predictor mini'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_input_arguments(parser)
+    parser.add_argument('-o', '--output', type=Path, required=True, help='result folder')
+    parser.add_argument('--overwrite', action='store_true', help='replace an earlier result')
+    parser.add_argument(
+        '--predictor',
+        default='mini',
+        metavar='NAME|FILE',
+        help='matcher: mini, classical, a weight file or a folder of export-engine (default: %(default)s)',
+    )
+    parser.add_argument('--noise', default='', metavar='NAME|FILE', help='noise preset or YAML of calibrate-noise')
+    parser.add_argument('--no-report', action='store_true', help='leave out report.html and its pictures')
+    parser.add_argument('--json', action='store_true', help='print the figures as JSON')
+    add_config_arguments(parser, SfmConfig, 'reconstruction')
+    add_decode_arguments(parser)
+
+
+def _open(args: argparse.Namespace) -> FrameSource:
+    return open_source(
+        args.input,
+        image_topic=args.image_topic,
+        info_topic=args.info_topic,
+        decode=decode_options(args),
+        start=args.start,
+        duration=args.duration,
+        stride=args.stride,
+        camera=read_cameras_json(args.camera).camera if args.camera else None,
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from dark3r_ros.evaluation.report import write_report
+    from dark3r_ros.evaluation.samples import SampleCollector
+    from dark3r_ros.storage.result import REPORT_FILE, build_report, write_result
+
+    # Refused now rather than after minutes of work.
+    check_target(args.output, overwrite=args.overwrite, marker=REPORT_FILE)
+    check_writable(args.output)
+    began = time.perf_counter()
+    config = config_from_arguments(args, SfmConfig)
+    noise = resolve_noise(args.noise) if args.noise else None
+    predictor = make_predictor(args.predictor, noise=noise, mini=OFFLINE_MINI)
+    source = _open(args)
+    samples = SampleCollector(len(source), network_width=config.network_width, binning=config.binning)
+    maker = SfmRun(config, predictor, noise, progress)
+    reconstruction = maker(_offered(source, samples), len(source))
+    for warning in source.warnings:
+        print(f'dark3r: warning: {warning}', file=sys.stderr)
+    _check_posed(reconstruction)
+    report = {
+        'wall_s': time.perf_counter() - began,
+        'stages_s': maker.seconds,
+        'predictor': predictor.name,
+        'predictor_fingerprint': predictor.fingerprint,
+        'weights_sha256': None if predictor.name == PREDICTORS[0] else predictor.fingerprint,
+        'sfm': maker.notes,
+        'config': {
+            'sfm': to_mapping(config),
+            'decode': to_mapping(decode_options(args)),
+            'noise': to_mapping(noise) if noise else None,
+        },
+        'input': Path(args.input).name,
+        'warnings': list(source.warnings),
+    }
+    write_result(args.output, reconstruction, report, overwrite=args.overwrite)
+    if not args.no_report:
+        full = build_report(reconstruction, report)
+        write_report(args.output, reconstruction, full, samples=samples.pictures(predictor))
+    _print_summary(args, reconstruction, report)
+    return 0
+
+
+def _offered(source: Iterable[Frame], samples: Any) -> Iterator[Frame]:
+    """Frames on their way, shown to the collector of sample pictures."""
+    for frame in source:
+        samples.offer(frame)
+        yield frame
+
+
+def _check_posed(reconstruction: Reconstruction) -> None:
+    """Say why no frame got a pose."""
+    frames = reconstruction.frames
+    if not frames:
+        raise DataError('the input holds no usable frame')
+    if any(frame.world_from_camera is not None for frame in frames):
+        return
+    if len(frames) == 1:
+        raise ReconstructionError('one frame alone cannot be reconstructed: give two or more')
+    reasons = [frame.reason for frame in frames]
+    common = max(sorted(set(reasons)), key=reasons.count)
+    raise ReconstructionError(f'none of {len(frames)} frames could be posed; most often: {common}')
+
+
+def _print_summary(args: argparse.Namespace, reconstruction: Reconstruction, report: dict[str, Any]) -> None:
+    frames = reconstruction.frames
+    posed = sum(frame.world_from_camera is not None for frame in frames)
+    figures = {
+        'frames': len(frames),
+        'posed': posed,
+        'landmarks': len(reconstruction.observations.points),
+        'pairs': report['sfm']['pairs']['tried'],
+        'pairs_verified': report['sfm']['pairs']['verified'],
+        'start': report['sfm']['start']['method'],
+        'stages_s': {name: round(value, 2) for name, value in report['stages_s'].items()},
+        'wall_s': round(report['wall_s'], 3),
+        'output': str(args.output),
+    }
+    if args.json:
+        print_json(figures)
+        return
+    stages = ', '.join(f'{name} {value:.1f}' for name, value in report['stages_s'].items())
+    print(
+        f'{posed} of {len(frames)} frames posed, {figures["landmarks"]} points from {figures["pairs_verified"]} of '
+        f'{figures["pairs"]} pairs in {figures["wall_s"]:.0f} s ({stages}); written to {args.output}'
+    )

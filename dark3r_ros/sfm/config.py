@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the offline reconstruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dark3r_ros.config import Config, setting
+from dark3r_ros.matching.mini import MiniMatchConfig
+
+# Offline there is time to verify doubtful matches, and four in ten of the least confident are right at -4 dB.
+OFFLINE_MINI = MiniMatchConfig(min_confidence=0.003, max_matches=0)
+
+
+@dataclass(frozen=True)
+class SfmConfig(Config):
+    """Settings of `dark3r sfm`; pixels are those of the binned planes."""
+
+    binning: int = setting(
+        0, 'Side of the block of raw pixels averaged into one value; 0 chooses one for network_width.', minimum=0
+    )
+    network_width: int = setting(320, 'Width that the automatic binning aims at.', unit='px', minimum=64, maximum=4096)
+    min_inliers: int = setting(20, 'Fewest matches that must agree with the geometry of a pair.', minimum=8)
+    min_inlier_share: float = setting(
+        0.12, 'Smallest share of the matches of a pair that must agree with its geometry.', minimum=0.0, maximum=1.0
+    )
+    max_error: float = setting(
+        2.0, 'Largest reprojection or epipolar error of an inlier.', unit='px', minimum=0.1, maximum=20.0
+    )
+    mapper: str = setting(
+        'auto',
+        'How first poses are found: COLMAP global or incremental mapper, own incremental one, or the best of them.',
+        choices=('auto', 'global', 'incremental', 'own'),
+    )
+    min_parallax: float = setting(
+        0.3, 'Smallest triangulation angle of a point.', unit='deg', minimum=0.0, maximum=20.0
+    )
+    rematch_rounds: int = setting(2, 'Rounds of guided matching with known poses.', minimum=0, maximum=10)
+    seed: int = setting(0, 'Seed of everything random.', minimum=0)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matches of pairs of views that agree with a two-view geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.matching.verify import TwoViewGeometry, estimate_two_view
+from dark3r_ros.model.predictor import Predictor
+from dark3r_ros.sfm.config import SfmConfig
+from dark3r_ros.sfm.views import View
+from dark3r_ros.types import Correspondences
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class VerifiedPair:
+    """Inlier matches of two views and their relative pose.
+
+    Attributes
+    ----------
+    first, second: numbers of the views. tried: matches before verification.
+    pixels_first, pixels_second: (N, 2) pixels of the planes.
+    identity_first, identity_second: (N,) numbers of keypoints within their view, -1 where a side is none.
+    star: whether identities name anchors: one side of a match is a keypoint, the other a measurement of its own.
+    confidence: (N,).
+    second_from_first: (4, 4), translation of unit length. parallax: median triangulation angle in radians.
+
+    """
+
+    first: int
+    second: int
+    pixels_first: Array
+    pixels_second: Array
+    identity_first: Index
+    identity_second: Index
+    star: bool
+    confidence: Array
+    second_from_first: Array
+    parallax: float
+    tried: int
+
+    def __len__(self) -> int:
+        return len(self.pixels_first)
+
+
+def complete_graph(count: int) -> list[tuple[int, int]]:
+    """All pairs of `count` views, near ones in time first."""
+    return [(number, number + step) for step in range(1, count) for number in range(count - step)]
+
+
+def _pixel_identity(pixels: Array, width: int) -> Index:
+    """Number of the nearest pixel: predictors on the pixel grid repeat it exactly."""
+    xy = np.rint(pixels).astype(np.int64)
+    return xy[:, 1] * width + xy[:, 0]
+
+
+def identities(matches: Correspondences, first: View, second: View) -> tuple[Index, Index, bool]:
+    """Keypoint numbers of both sides, and whether they are anchors of star tracks."""
+    if matches.anchor_a is not None and matches.anchor_b is not None:
+        return matches.anchor_a, matches.anchor_b, True
+    if matches.index_a is not None and matches.index_b is not None:
+        return matches.index_a, matches.index_b, False
+    assert first.camera is not None and second.camera is not None
+    return (
+        _pixel_identity(matches.points_a, first.camera.width),
+        _pixel_identity(matches.points_b, second.camera.width),
+        False,
+    )
+
+
+def verify(
+    pair: tuple[int, int], views: Sequence[View], matches: Correspondences, config: SfmConfig
+) -> VerifiedPair | None:
+    """Keep the matches that agree with one relative pose, or None where too few do."""
+    first, second = views[pair[0]], views[pair[1]]
+    if len(matches) < config.min_inliers:
+        return None
+    geometry = _geometry(first, second, matches, config)
+    if geometry is None or geometry.inliers.sum() < config.min_inlier_share * len(matches):
+        return None
+    return make_pair(pair, views, matches, geometry)
+
+
+def _geometry(first: View, second: View, matches: Correspondences, config: SfmConfig) -> TwoViewGeometry | None:
+    threshold = 2.0 * config.max_error / (first.focal + second.focal)
+    return estimate_two_view(
+        first.normalised(matches.points_a), second.normalised(matches.points_b), threshold, config.min_inliers
+    )
+
+
+def make_pair(
+    pair: tuple[int, int], views: Sequence[View], matches: Correspondences, geometry: TwoViewGeometry
+) -> VerifiedPair:
+    """Inliers of a geometry."""
+    kept = matches.select(geometry.inliers)
+    identity_first, identity_second, star = identities(kept, views[pair[0]], views[pair[1]])
+    return VerifiedPair(
+        pair[0],
+        pair[1],
+        kept.points_a,
+        kept.points_b,
+        identity_first,
+        identity_second,
+        star,
+        kept.confidence,
+        geometry.second_from_first,
+        geometry.median_parallax,
+        len(matches),
+    )
+
+
+def match_pairs(
+    pairs: Iterable[tuple[int, int]], views: Sequence[View], predictor: Predictor, config: SfmConfig
+) -> Iterator[VerifiedPair | None]:
+    """Match and verify each pair, in order; None where the views do not see the same."""
+    for first, second in pairs:
+        matches = predictor.match([(views[first].features, views[second].features)])[0]
+        yield verify((first, second), views, matches, config)

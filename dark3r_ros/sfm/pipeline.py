@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The offline reconstruction: views, pairs, a start, adjustment, late views."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.model.predictor import Predictor
+from dark3r_ros.raw.noise import NoiseModel
+from dark3r_ros.sfm.config import SfmConfig
+from dark3r_ros.sfm.late import pose_remaining, supported
+from dark3r_ros.sfm.pairs import VerifiedPair, complete_graph, match_pairs
+from dark3r_ros.sfm.refine import Refined, refine
+from dark3r_ros.sfm.result import build_reconstruction
+from dark3r_ros.sfm.start import first_poses
+from dark3r_ros.sfm.tracks import Tracks, build_tracks
+from dark3r_ros.sfm.triangulation import Structure
+from dark3r_ros.sfm.views import View, take_views
+from dark3r_ros.types import Frame, Reconstruction
+
+Array = NDArray[np.float64]
+Progress = Callable[[Iterable[Any], int, str], Iterator[Any]]
+
+STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late')
+
+
+def quiet(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
+    """Progress of a caller who wants none."""
+    yield from items
+
+
+@dataclass(eq=False)
+class SfmRun:
+    """One reconstruction being made, and afterwards what its report says.
+
+    Attributes
+    ----------
+    seconds: wall time by stage. notes: choices made and what was found, for the report.
+
+    """
+
+    config: SfmConfig
+    predictor: Predictor
+    noise: NoiseModel | None = None
+    progress: Progress = quiet
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, frames: Iterable[Frame], expected: int = 0) -> Reconstruction:
+        """Reconstruct frames in any order of time; views without a pose say why.
+
+        Raises ReconstructionError when no frame is calibrated.
+        """
+        with self._timed('encode'):
+            taken = take_views(frames, self.predictor, self.config, self.noise)
+            views = list(self.progress(taken, expected, 'encoding'))
+        with self._timed('pairs'):
+            pairs = self._pairs(views)
+        tracks = build_tracks(views, pairs)
+        with self._timed('start'):
+            poses, self.notes['start'] = first_poses(views, pairs, self.config)
+        if not poses:
+            return self._finish(views, {}, _nothing(tracks), tracks, self._reasons(views, pairs))
+        with self._timed('adjust'):
+            refined = self._refine(tracks, poses, views)
+        with self._timed('late'):
+            refined = self._late(tracks, refined, views)
+        kept = supported(pairs, refined.poses, refined.structure, views, self.config)
+        dropped = sorted(set(refined.poses) - kept)
+        reasons = self._reasons(views, pairs)
+        reasons |= dict.fromkeys(dropped, 'its pose disagrees with the matches of its pairs')
+        if dropped and kept:
+            with self._timed('adjust'):
+                refined = self._refine(tracks, {number: refined.poses[number] for number in sorted(kept)}, views)
+        if not kept:
+            return self._finish(views, {}, _nothing(tracks), tracks, reasons)
+        return self._finish(views, refined.poses, refined.structure, tracks, reasons)
+
+    # ------------------------------------------------------------------ stages
+
+    def _pairs(self, views: Sequence[View]) -> list[VerifiedPair]:
+        usable = [number for number, view in enumerate(views) if view.usable]
+        graph = [(usable[a], usable[b]) for a, b in complete_graph(len(usable))]
+        found = match_pairs(graph, views, self.predictor, self.config)
+        pairs = [pair for pair in self.progress(found, len(graph), 'pairs') if pair is not None]
+        self.notes['pairs'] = {'tried': len(graph), 'verified': len(pairs)}
+        return pairs
+
+    def _refine(self, tracks: Tracks, poses: dict[int, Array], views: Sequence[View]) -> Refined:
+        parallax = np.radians(self.config.min_parallax)
+        error = self.config.max_error
+        focal = float(np.median([views[number].focal for number in poses]))
+        return refine(tracks, poses, focal, errors=(2.0 * error, 1.5 * error, error), min_parallax=parallax)
+
+    def _late(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> Refined:
+        """Resect views without a pose until a whole round brings nothing new."""
+        added = 0
+        while True:
+            found = pose_remaining(tracks, refined.structure, refined.poses, views, self.config)
+            if not found:
+                break
+            added += len(found)
+            refined = self._refine(tracks, {**refined.poses, **found}, views)
+        self.notes['posed_late'] = added
+        return refined
+
+    def _reasons(self, views: Sequence[View], pairs: Sequence[VerifiedPair]) -> dict[int, str]:
+        paired = {number for pair in pairs for number in (pair.first, pair.second)}
+        return {
+            number: 'its matches are too few or do not agree' if number in paired else 'no view sees the same'
+            for number in range(len(views))
+        }
+
+    def _finish(
+        self,
+        views: Sequence[View],
+        poses: dict[int, Array],
+        structure: Structure,
+        tracks: Tracks,
+        reasons: dict[int, str],
+    ) -> Reconstruction:
+        return build_reconstruction(views, poses, structure, tracks, reasons)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began
+
+
+def _nothing(tracks: Tracks) -> Structure:
+    return Structure(tracks.select(np.zeros(len(tracks.point), dtype=bool)), np.zeros((0, 3)))

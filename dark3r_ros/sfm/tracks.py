@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tracks: which places of the views show the same point.
+
+Star tracks belong to predictors with fixed keypoints (anchors) whose partner may lie anywhere: an anchor is one point,
+seen at its own pixel and at every place where it was found. Ordinary tracks join matches that share keypoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from dark3r_ros.sfm.pairs import VerifiedPair
+from dark3r_ros.sfm.views import View
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """Observations, sorted by point; the first of each point is its centre.
+
+    Attributes
+    ----------
+    point, view: (K,) numbers. pixels: (K, 2) of the planes. normalised: (K, 2) undistorted.
+    anchor: (P,) keypoint number of the centre within its view, -1 for ordinary tracks.
+
+    """
+
+    point: Index
+    view: Index
+    pixels: Array
+    normalised: Array
+    anchor: Index
+
+    def __len__(self) -> int:
+        return len(self.anchor)
+
+    @property
+    def centre(self) -> Index:
+        """Row (P,) of the first observation of each point."""
+        return np.searchsorted(self.point, np.arange(len(self)))
+
+    def select(self, rows: NDArray[np.bool_]) -> Tracks:
+        """Observations of a mask (K,), without points that lose their centre or have fewer than two left."""
+        kept = rows & rows[self.centre][self.point]
+        counts = np.bincount(self.point[kept], minlength=len(self))
+        kept &= counts[self.point] >= 2
+        points, renumbered = np.unique(self.point[kept], return_inverse=True)
+        return Tracks(
+            renumbered.astype(np.int64),
+            self.view[kept],
+            self.pixels[kept],
+            self.normalised[kept],
+            self.anchor[points],
+        )
+
+
+def _concatenate(parts: list[NDArray], like: NDArray) -> NDArray:
+    return np.concatenate(parts) if parts else like
+
+
+def make_tracks(
+    views: Sequence[View], centre_view: Index, anchor: Index, centre_pixels: Array, seen: tuple[Index, Index, Array]
+) -> Tracks:
+    """Star tracks from centres (P,) and observations `seen`: point (K,), view (K,), pixels (K, 2)."""
+    count = len(anchor)
+    point = np.concatenate([np.arange(count), seen[0]])
+    view = np.concatenate([centre_view, seen[1]])
+    pixels = np.concatenate([centre_pixels, seen[2]])
+    order = np.lexsort((view, np.arange(len(point)) >= count, point))
+    point, view, pixels = point[order].astype(np.int64), view[order].astype(np.int64), pixels[order]
+    return Tracks(point, view, pixels, normalise_pixels(views, view, pixels), anchor.astype(np.int64))
+
+
+def normalise_pixels(views: Sequence[View], view: Index, pixels: Array) -> Array:
+    """Undistorted normalised coordinates (K, 2) of pixels (K, 2) of several views (K,)."""
+    result = np.zeros_like(pixels)
+    for number in np.unique(view):
+        mine = view == number
+        result[mine] = views[number].normalised(pixels[mine])
+    return result
+
+
+def build_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:
+    """Star tracks where the pairs have anchors, ordinary ones where they have keypoints on both sides."""
+    if all(pair.star for pair in pairs):
+        return _star_tracks(views, pairs)
+    return _joined_tracks(views, pairs)
+
+
+def _star_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:
+    centre_view, anchor, centre_pixels, other_view, other_pixels = [], [], [], [], []
+    for pair in pairs:
+        sides = (
+            (pair.first, pair.identity_first, pair.pixels_first, pair.second, pair.pixels_second),
+            (pair.second, pair.identity_second, pair.pixels_second, pair.first, pair.pixels_first),
+        )
+        for here, identity, pixels, there, found in sides:
+            rows = identity >= 0
+            count = int(rows.sum())
+            centre_view.append(np.full(count, here))
+            anchor.append(identity[rows])
+            centre_pixels.append(pixels[rows])
+            other_view.append(np.full(count, there))
+            other_pixels.append(found[rows])
+    nothing = np.zeros(0, np.int64)
+    view, number = _concatenate(centre_view, nothing), _concatenate(anchor, nothing)
+    base = int(number.max(initial=0)) + 1
+    _, first, point = np.unique(view * base + number, return_index=True, return_inverse=True)
+    flat = np.zeros((0, 2))
+    seen = point, _concatenate(other_view, nothing), _concatenate(other_pixels, flat)
+    return make_tracks(views, view[first], number[first], _concatenate(centre_pixels, flat)[first], seen)
+
+
+def _joined_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:
+    """Connected components of matched keypoints; a component with two keypoints in one view contradicts itself."""
+    base = 1 + max((int(max(p.identity_first.max(), p.identity_second.max())) for p in pairs), default=0)
+    left = np.concatenate([pair.first * base + pair.identity_first for pair in pairs])
+    right = np.concatenate([pair.second * base + pair.identity_second for pair in pairs])
+    pixels = np.concatenate([p.pixels_first for p in pairs] + [p.pixels_second for p in pairs])
+    nodes, first, node = np.unique(np.concatenate([left, right]), return_index=True, return_inverse=True)
+    half = len(left)
+    graph = coo_matrix((np.ones(half), (node[:half], node[half:])), shape=(len(nodes), len(nodes)))
+    _, component = connected_components(graph, directed=False)
+    view = nodes // base
+    _, occurrence, counts = np.unique(component * len(views) + view, return_inverse=True, return_counts=True)
+    broken = np.zeros(int(component.max(initial=0)) + 1, dtype=bool)
+    broken[component[counts[occurrence] > 1]] = True
+    kept = np.flatnonzero(~broken[component])
+    _, point = np.unique(component[kept], return_inverse=True)
+    order = np.lexsort((view[kept], point))
+    kept, point = kept[order], point[order].astype(np.int64)
+    place = pixels[first[kept]]
+    count = int(point.max(initial=-1)) + 1
+    return Tracks(
+        point, view[kept], place, normalise_pixels(views, view[kept], place), np.full(count, -1, dtype=np.int64)
+    )

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Points of tracks whose views have poses, with the observations that agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.geometry.two_view import reprojection_errors, triangulate
+from dark3r_ros.sfm.tracks import Tracks
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+_CHUNK = 200_000
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Triangulated tracks: every observation agrees with its point; points (P, 3) in the world."""
+
+    tracks: Tracks
+    points: Array
+
+
+def pose_table(poses: Mapping[int, Array], count: int) -> Array:
+    """Poses camera_from_world (count, 4, 4) by view; identity where a view has none."""
+    table = np.tile(np.eye(4), (count, 1, 1))
+    for number, pose in poses.items():
+        table[number] = pose
+    return table
+
+
+def triangulate_tracks(
+    tracks: Tracks, poses: Mapping[int, Array], focal: float, max_error: float, min_parallax: float
+) -> Structure:
+    """Triangulate every track seen by two posed views or more.
+
+    Each observation proposes the point that it makes with the centre of its track; the proposal that most observations
+    agree with wins, is made anew from all of these, and keeps those within `max_error` pixels (of focal length
+    `focal`). Points whose rays never part by `min_parallax` radians are left out.
+    """
+    posed = np.zeros(int(tracks.view.max(initial=-1)) + 1, dtype=bool)
+    posed[[number for number in poses if number < len(posed)]] = True
+    tracks = tracks.select(posed[tracks.view])
+    if not len(tracks):
+        return Structure(tracks, np.zeros((0, 3)))
+    table = pose_table(poses, len(posed))
+    limit = max_error / focal
+    points = _vote(tracks, table, limit, min_parallax)
+    for _ in range(2):
+        good = _errors(tracks, table, points[tracks.point]) < limit
+        points = _least_squares(tracks, table, points, good)
+    good = _errors(tracks, table, points[tracks.point]) < limit
+    wide = _parallax(tracks, table, points, good) >= min_parallax
+    rows = good & wide[tracks.point]
+    kept = tracks.select(rows)
+    survivors = _surviving(tracks, rows)
+    return Structure(kept, points[survivors])
+
+
+def _surviving(tracks: Tracks, rows: NDArray[np.bool_]) -> Index:
+    """Numbers of the points that `Tracks.select` keeps."""
+    kept = rows & rows[tracks.centre][tracks.point]
+    return np.flatnonzero(np.bincount(tracks.point[kept], minlength=len(tracks)) >= 2)
+
+
+def _errors(tracks: Tracks, table: Array, points: Array) -> Array:
+    return reprojection_errors(table[tracks.view], points, tracks.normalised)
+
+
+def _proposals(tracks: Tracks, table: Array) -> Array:
+    """Point (K, 3) that each observation makes with its centre; nonsense at the centres themselves."""
+    centre = tracks.centre[tracks.point]
+    poses = np.stack([table[tracks.view[centre]], table[tracks.view]], axis=1)
+    return triangulate(poses, np.stack([tracks.normalised[centre], tracks.normalised], axis=1))
+
+
+def _vote(tracks: Tracks, table: Array, limit: float, min_parallax: float) -> Array:
+    """Proposal (P, 3) of each track with the largest truncated score over its observations."""
+    proposals = _proposals(tracks, table)
+    centres = -np.einsum('vji,vj->vi', table[:, :3, :3], table[:, :3, 3])
+    centre = tracks.centre
+    base = centre[tracks.point]
+    starts = np.append(centre, len(tracks.point))
+    lengths = np.diff(starts)
+    score = np.zeros(len(tracks.point))
+    rows = np.arange(len(tracks.point))
+    own = lengths[tracks.point]
+    begin = 0
+    cumulative = np.cumsum(own)
+    while begin < len(rows):
+        end = max(int(np.searchsorted(cumulative, (cumulative[begin - 1] if begin else 0) + _CHUNK)), begin + 1)
+        block = rows[begin:end]
+        proposer = np.repeat(block, own[block])
+        offset = np.arange(len(proposer)) - np.repeat(np.cumsum(own[block]) - own[block], own[block])
+        judge = base[proposer] + offset
+        error = reprojection_errors(table[tracks.view[judge]], proposals[proposer], tracks.normalised[judge])
+        gain = np.maximum(1.0 - (error / limit) ** 2, 0.0)
+        score[begin:end] = np.bincount(proposer - begin, weights=gain, minlength=end - begin)
+        begin = end
+    angle = _angles(centres[tracks.view[base]], centres[tracks.view], proposals)
+    # Two views a hair apart agree with everything: a proposal needs some parallax to count in full.
+    score *= np.clip(angle / max(min_parallax, 1e-9), 0.05, 1.0)
+    score[centre] = -1.0
+    best = np.lexsort((rows, -score, tracks.point))
+    return proposals[best[np.searchsorted(tracks.point[best], np.arange(len(tracks)))]]
+
+
+def _angles(first: Array, second: Array, points: Array) -> Array:
+    a, b = first - points, second - points
+    return np.arctan2(np.linalg.norm(np.cross(a, b), axis=1), np.einsum('ij,ij->i', a, b))
+
+
+def _least_squares(tracks: Tracks, table: Array, points: Array, good: NDArray[np.bool_]) -> Array:
+    """One Gauss-Newton step (P, 3) on the reprojection errors of the good observations."""
+    point, view, seen = tracks.point[good], tracks.view[good], tracks.normalised[good]
+    rotation = table[view][:, :3, :3]
+    local = np.einsum('kij,kj->ki', rotation, points[point]) + table[view][:, :3, 3]
+    z = local[:, 2]
+    residual = local[:, :2] / z[:, None] - seen
+    jacobian = rotation[:, :2] / z[:, None, None] - (local[:, :2] / z[:, None] ** 2)[:, :, None] * rotation[:, 2:3]
+    normal = np.zeros((len(points), 3, 3))
+    right = np.zeros((len(points), 3))
+    np.add.at(normal, point, np.einsum('kri,krj->kij', jacobian, jacobian))
+    np.add.at(right, point, np.einsum('kri,kr->ki', jacobian, residual))
+    trace = np.trace(normal, axis1=1, axis2=2)
+    normal += (1e-9 * trace + 1e-12)[:, None, None] * np.eye(3)
+    step = np.linalg.solve(normal, right[:, :, None])[:, :, 0]
+    enough = np.bincount(point, minlength=len(points)) >= 2
+    return np.where(enough[:, None], points - step, points)
+
+
+def _parallax(tracks: Tracks, table: Array, points: Array, good: NDArray[np.bool_]) -> Array:
+    """Largest angle (P,) between the ray of the centre and that of any good observation."""
+    centres = -np.einsum('vji,vj->vi', table[:, :3, :3], table[:, :3, 3])
+    base = tracks.centre[tracks.point]
+    angle = _angles(centres[tracks.view[base]], centres[tracks.view], points[tracks.point])
+    result = np.zeros(len(tracks))
+    np.maximum.at(result, tracks.point, np.where(good, angle, 0.0))
+    return result
