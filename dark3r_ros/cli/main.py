@@ -31,6 +31,7 @@ COMMANDS = (
     'darken',
     'inspect',
     'map',
+    'nerf',
     'sfm',
     'evaluate',
     'report',
