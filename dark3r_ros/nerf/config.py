@@ -41,8 +41,8 @@ class NerfConfig(Config):
     far: float = setting(60.0, 'farthest sample', unit='of the box', minimum=0.1)
     # Loss
     photometric: str = setting('inverse_variance', 'weighting of the residuals', choices=PHOTOMETRIC)
-    depth_weight: float = setting(0.1, 'weight of the depth term at the start; 0 switches it off', minimum=0.0)
-    depth_weight_end: float = setting(0.005, 'weight of the depth term at the end (exponential decay)', minimum=0.0)
+    depth_weight: float = setting(0.5, 'weight of the depth term at the start; 0 switches it off', minimum=0.0)
+    depth_weight_end: float = setting(0.02, 'weight of the depth term at the end (exponential decay)', minimum=0.0)
     depth_width: float = setting(0.1, 'spread allowed around a depth at the start, relative to it', minimum=1e-4)
     depth_width_end: float = setting(0.02, 'spread allowed at the end (exponential decay)', minimum=1e-4)
     distortion_weight: float = setting(0.002, 'weight of the term that gathers density along a ray', minimum=0.0)

@@ -106,3 +106,10 @@ def _restore(trainer: Trainer, tensors: dict[str, Tensor], folder: Path, fresh: 
                     }
     except (KeyError, RuntimeError) as error:
         raise DataError(f'{folder / CHECKPOINT_FILE} does not fit: {" ".join(str(error).split())[:200]}') from error
+
+
+def read_history(folder: Path) -> list[tuple[float, ...]]:
+    """Losses over the steps as the checkpoint has them; empty without one."""
+    if not has_checkpoint(folder):
+        return []
+    return [tuple(row) for row in read_tensors(folder / CHECKPOINT_FILE)[1].get('history', [])]
