@@ -35,6 +35,7 @@ COMMANDS = (
     'sfm',
     'evaluate',
     'report',
+    'distill',
     'calibrate_noise',
     'weights',
     'export_engine',

@@ -19,16 +19,24 @@ from dark3r_ros.simulation.interiors import INTERIOR_TEXTURES, room_scene
 from dark3r_ros.simulation.paths import look_along
 from dark3r_ros.simulation.render import Rendering, render
 from dark3r_ros.simulation.scene import Light, Scene, stack
-from dark3r_ros.simulation.texture import make_bank
+from dark3r_ros.simulation.texture import (
+    TextureBank,
+    bank_from_textures,
+    make_bank,
+    photo_texture,
+    procedural_texture,
+)
 from dark3r_ros.simulation.tunnel import TUNNEL_TEXTURES, tunnel_scene, tunnel_shape
 from dark3r_ros.simulation.views import Views, views_of
 
 Array = NDArray[np.float64]
+Photos = Sequence[NDArray[np.uint8]]
 PoseSampler = Callable[[np.random.Generator, int], Array]
 # Second pose far from a first one, but with much of the same in view.
 WideStep = Callable[[np.random.Generator, int, Array], Array]
 
 PAIR_SCENES = ('room', 'tunnel')
+_PHOTO_SHARE = 0.6  # of the textures, where photographs are given
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +73,7 @@ class PairSource:
         on it.
     wide: share of the pairs whose second camera goes round the scene (15 to 45 deg in a room, 0.5 to 1.6 m along a
         tunnel) instead of 0.05 to 0.5 m away.
+    photos: sRGB photographs (h, w, 3); more than half of the surfaces then show one.
 
     """
 
@@ -77,6 +86,7 @@ class PairSource:
         seed: int = 0,
         device: torch.device | str = 'cpu',
         wide: float = 0.0,
+        photos: Photos = (),
     ) -> None:
         if kind not in PAIR_SCENES:
             raise ConfigError(f'unknown scene {kind!r} for pairs; known: {", ".join(PAIR_SCENES)}')
@@ -86,7 +96,8 @@ class PairSource:
         self.camera = camera
         self.device = torch.device(device)
         self.wide = wide
-        made, self._pose, self._wide_step = _rooms(scenes, seed) if kind == 'room' else _tunnels(scenes, seed)
+        make = _rooms if kind == 'room' else _tunnels
+        made, self._pose, self._wide_step = make(scenes, seed, photos)
         lights = [_random_light(self._rng) for _ in made]
         self.scene = stack([replace(s, light=light) for s, light in zip(made, lights, strict=True)]).to(self.device)
 
@@ -131,8 +142,21 @@ def _second(rng: np.random.Generator, pose: Array) -> Array:
     return result
 
 
-def _rooms(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler, WideStep]:
-    bank = make_bank(INTERIOR_TEXTURES * 3, seed)
+def _bank(kinds: Sequence[str], seed: int, photos: Photos) -> TextureBank:
+    if not photos:
+        return make_bank(kinds, seed)
+    rng = np.random.default_rng([seed, 33])
+    textures = []
+    for number, kind in enumerate(kinds):
+        if rng.random() < _PHOTO_SHARE:
+            textures.append(photo_texture(photos[int(rng.integers(len(photos)))]))
+        else:
+            textures.append(procedural_texture(kind, seed * 1009 + number))
+    return bank_from_textures(textures)
+
+
+def _rooms(count: int, seed: int, photos: Photos) -> tuple[Sequence[Scene], PoseSampler, WideStep]:
+    bank = _bank(INTERIOR_TEXTURES * 3, seed, photos)
     rng = np.random.default_rng([seed, 32])
     sizes = rng.uniform((4.5, 4.0, 2.4), (9.0, 8.0, 3.4), (count, 3))
     made = [room_scene(seed * 7919 + k, bank=bank, size=sizes[k], things=9, pictures=4) for k in range(count)]
@@ -157,8 +181,8 @@ def _rooms(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler, WideSte
     return made, pose, wide
 
 
-def _tunnels(count: int, seed: int) -> tuple[Sequence[Scene], PoseSampler, WideStep]:
-    bank = make_bank(TUNNEL_TEXTURES, seed)
+def _tunnels(count: int, seed: int, photos: Photos) -> tuple[Sequence[Scene], PoseSampler, WideStep]:
+    bank = _bank(TUNNEL_TEXTURES, seed, photos)
     # One length of lap for all, so that their tables stack.
     shapes = [replace(tunnel_shape(seed * 7919 + k, 60.0), width=1.65, height=1.5) for k in range(count)]
     made = [tunnel_scene(seed * 7919 + k, shape, bank=bank, texel=0.04) for k, shape in enumerate(shapes)]

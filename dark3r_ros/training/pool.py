@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -73,8 +74,9 @@ class RenderedPairs:
     Parameters
     ----------
     width, height: of a crop in pixels. config: of the pool. exposure: how crops are darkened. seed: of everything.
-    device: where pairs are rendered and made. cache: folder that keeps the chunks in use, so that a continued training
-        need not render them again; None keeps them in memory only.
+    device: where pairs are rendered and made. photos: photographs (h, w, 3) for surfaces.
+    cache: folder that keeps the chunks in use, so that a continued training need not render them again; None keeps them
+        in memory only.
 
     """
 
@@ -89,13 +91,14 @@ class RenderedPairs:
         *,
         seed: int = 0,
         device: torch.device | str = 'cpu',
+        photos: Sequence[NDArray[np.uint8]] = (),
         cache: Path | None = None,
     ) -> None:
         self.width, self.height, self.seed = width, height, seed
         self.config = config or PoolConfig()
         self.exposure = exposure or ExposureConfig()
         self.device = torch.device(device)
-        self.cache = cache
+        self.photos, self.cache = photos, cache
         self._chunks: dict[int, Chunk] = {}
 
     def make(self, number: int, count: int) -> TrainingPairs:
@@ -133,7 +136,7 @@ class RenderedPairs:
         if k not in self._chunks:
             known = self._read(k)
             if known is None:
-                known = render_chunk(self.width, self.height, self.config, (self.seed, k), self.device)
+                known = render_chunk(self.width, self.height, self.config, (self.seed, k), self.device, self.photos)
                 self._write(k, known)
             self._chunks[k] = known
         return self._chunks[k]
@@ -217,7 +220,14 @@ def _located(chunks: Sequence[Chunk], places: np.ndarray) -> list[tuple[Chunk, i
     return [(chunks[k], int(place - starts[k])) for k, place in zip(which, places, strict=True)]
 
 
-def render_chunk(width: int, height: int, config: PoolConfig, seed: tuple[int, int], device: torch.device) -> Chunk:
+def render_chunk(
+    width: int,
+    height: int,
+    config: PoolConfig,
+    seed: tuple[int, int],
+    device: torch.device,
+    photos: Sequence[NDArray[np.uint8]] = (),
+) -> Chunk:
     """Render a chunk for crops of a size; `seed` is that of the training and the number of the chunk.
 
     Raises ConfigError when no pair of the chunk overlaps as asked.
@@ -227,9 +237,8 @@ def render_chunk(width: int, height: int, config: PoolConfig, seed: tuple[int, i
     w, h = round(width * config.margin), round(height * config.margin)
     focal = float(rng.uniform(0.65, 1.15)) * w
     camera = Camera(w, h, focal, focal, (w - 1) / 2, (h - 1) / 2)
-    source = PairSource(
-        kind, config.scenes, camera, seed=int(rng.integers(2**31)), device=device, wide=config.wide
-    )  # fmt: skip
+    number = int(rng.integers(2**31))
+    source = PairSource(kind, config.scenes, camera, seed=number, device=device, wide=config.wide, photos=photos)
     batches = []
     # A few at a time: the buffers of the ray caster grow with the number of images.
     for start in range(0, config.pairs, 16):

@@ -15,7 +15,7 @@ from dark3r_ros.errors import DataError
 from dark3r_ros.simulation.texture import TEXTURE_KINDS, procedural_texture, srgb_to_linear
 
 SIDE = 384
-_SUFFIXES = ('.jpg', '.jpeg', '.png')
+SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
 def load_textures(folders: Sequence[Path], procedural: int, seed: int = 0) -> Tensor:
@@ -26,7 +26,7 @@ def load_textures(folders: Sequence[Path], procedural: int, seed: int = 0) -> Te
     """
     made: list[Tensor] = []
     for folder in folders:
-        names = sorted(path for path in folder.glob('*') if path.suffix.lower() in _SUFFIXES)
+        names = sorted(path for path in folder.glob('*') if path.suffix.lower() in SUFFIXES)
         if not names:
             raise DataError(f'no pictures (.jpg, .png) in {folder}: name a folder of textures')
         for name in names:
