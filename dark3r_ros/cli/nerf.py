@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dark3r nerf train|render|evaluate|export`: a clean radiance field from dark raw views."""
+"""`dark3r nerf train|render|evaluate|export|compare`: a clean radiance field from dark raw views."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dark3r_ros.cli.common import add_config_arguments, print_json, progress
+from dark3r_ros.cli.common import add_config_arguments, config_from_arguments, print_json, progress
 from dark3r_ros.errors import ConfigError
+from dark3r_ros.evaluation.nerf_comparison import VARIANTS, ComparisonConfig, compare
 from dark3r_ros.nerf.config import PROFILES, NerfConfig, profile
 from dark3r_ros.raw.noise import NoiseModel, resolve_noise
 from dark3r_ros.types import Frame
@@ -25,12 +26,13 @@ VIEWS = ('path', 'orbit', 'held-out', 'all')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the four actions and their options."""
+    """Add the actions and their options."""
     actions = parser.add_subparsers(dest='action', metavar='ACTION', required=True)
     _add_train(actions.add_parser('train', help='make a field; the same command again goes on after a stop'))
     _add_render(actions.add_parser('render', help='render views and a video of a field'))
     _add_evaluate(actions.add_parser('evaluate', help='score the held-out views of a field'))
     _add_export(actions.add_parser('export', help='write a point cloud and a camera path of a field'))
+    _add_compare(actions.add_parser('compare', help='measure what each part is worth in a simulated dark scene'))
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -80,9 +82,18 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', default='auto', help='cpu, cuda or auto (default)')
 
 
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('-o', '--output', type=Path, required=True, help='folder for comparison.json and pictures')
+    parser.add_argument('--profile', choices=tuple(PROFILES), default='preview', help='default: preview')
+    parser.add_argument('--variants', default='', metavar='A,B', help='only these variants (default: all)')
+    parser.add_argument('--steps', type=int, default=None, help='training steps (default: those of the profile)')
+    add_config_arguments(parser, ComparisonConfig, 'simulated scene', 'scene')
+
+
 def run(args: argparse.Namespace) -> int:
     """Run one action."""
-    return {'train': _train, 'render': _render, 'evaluate': _evaluate, 'export': _export}[args.action](args)
+    actions = {'train': _train, 'render': _render, 'evaluate': _evaluate, 'export': _export, 'compare': _compare}
+    return actions[args.action](args)
 
 
 def _noise(text: str) -> NoiseModel | None:
@@ -283,4 +294,33 @@ def _export(args: argparse.Namespace) -> int:
     path = output.camera_path(info, paths.along(info.world_from_camera, args.count), fps=24.0)
     write_text(args.output / 'camera_path.json', json.dumps(path) + '\n')
     print(f'{len(cloud)} points and {args.count} poses written to {args.output}')
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from dark3r_ros.config import to_mapping
+    from dark3r_ros.storage.files import check_writable, write_text
+    from dark3r_ros.storage.result import jsonable
+
+    scene = config_from_arguments(args, ComparisonConfig, 'scene')
+    config = profile(args.profile, {'width': scene.width, **({'steps': args.steps} if args.steps else {})})
+    names = [name.strip() for name in args.variants.split(',') if name.strip()] or list(VARIANTS)
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise ConfigError(f'unknown variant {unknown[0]!r}; known: {", ".join(VARIANTS)}')
+    check_writable(args.output / 'comparison.json')
+    results: dict[str, Any] = {}
+
+    def told(name: str, row: dict[str, Any]) -> None:
+        print(
+            f'{name:32} {row["psnr_linear_db"]:6.2f} dB  fitted {row["psnr_linear_fitted_db"]:6.2f} dB  '
+            f'tone {row["psnr_tone_db"]:6.2f} dB  SSIM {row["ssim_tone"]:.3f}',
+            flush=True,
+        )
+        # Written after each variant: a stop loses the one under way only.
+        results[name] = row
+        facts = {'scene': to_mapping(scene), 'config': to_mapping(config), 'results': results}
+        write_text(args.output / 'comparison.json', json.dumps(jsonable(facts), indent=1) + '\n')
+
+    compare(scene, config, variants={name: VARIANTS[name] for name in names}, folder=args.output, told=told)
     return 0
