@@ -22,6 +22,12 @@ class MappingConfig(Config):
     min_inlier_share: float = setting(
         0.25, 'Smallest share of the matches that must agree with a pose.', minimum=0.0, maximum=1.0
     )
+    tracking_share: float = setting(
+        0.1, 'Share of the usual inliers below which a followed pose is not believed.', minimum=0.0, maximum=1.0
+    )
+    relocalisation_share: float = setting(
+        0.25, 'Share of the usual inliers that a lost camera needs to be found again.', minimum=0.0, maximum=1.0
+    )
     max_error: float = setting(
         2.0, 'Largest reprojection or epipolar error of an inlier.', unit='px', minimum=0.1, maximum=20.0
     )

@@ -38,6 +38,7 @@ from dark3r_ros.mapping.reporting import in_time_order, keyframes_moved, world_c
 from dark3r_ros.mapping.result import build_reconstruction
 from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
 from dark3r_ros.mapping.tracking import TrackResult, failed_track, needs_keyframe, track
+from dark3r_ros.mapping.trust import InlierBound
 from dark3r_ros.mapping.window import refine_all, refine_window
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
@@ -80,6 +81,7 @@ class MappingPipeline:
         self._failures = 0
         self._motion: tuple[Array, Array] | None = None  # the last two camera_from_world
         self._baseline: TrackResult | None = None
+        self._trust = InlierBound(self._config)
 
     # ------------------------------------------------------------------ input
 
@@ -194,9 +196,11 @@ class MappingPipeline:
         guess = self._predicted() if not recovering else None
         self._remember_young(view)
         with self._timed('track'):
-            result = track(view, references, self._map, self._predictor, self._config, guess, recovering)
+            bound = self._trust.bound(self._failures)
+            result = track(view, references, self._map, self._predictor, self._config, guess, bound)
             if result.camera_from_world is None and not recovering:
-                result = track(view, self._references(True), self._map, self._predictor, self._config)
+                wide = self._references(True)
+                result = track(view, wide, self._map, self._predictor, self._config, min_inliers=bound)
         self._newest = (result.inliers, result.matches)
         if result.camera_from_world is None:
             return self._unposed(view, result)
@@ -215,6 +219,7 @@ class MappingPipeline:
         """Log a tracked view and make it a keyframe where it shows something new."""
         pose = result.camera_from_world
         assert pose is not None
+        self._trust.accept(result.inliers)
         if not needs_keyframe(result, self._baseline, self._config):
             if self._baseline is None:
                 self._baseline = result
@@ -265,7 +270,8 @@ class MappingPipeline:
             (keyframe for keyframe in self._map.keyframes if keyframe.features is not None),
             key=lambda keyframe: (abs(keyframe.stamp_ns - view.stamp_ns), keyframe.keyframe_id),
         )[:6]
-        result = track(view, nearest, self._map, self._predictor, self._config, recovering=True)
+        bound = self._trust.bound(failures=1)
+        result = track(view, nearest, self._map, self._predictor, self._config, min_inliers=bound)
         if result.camera_from_world is None:
             self._log.explain(view.stamp_ns, result.reason)
             if self._config.retry_frames and all(view is not other for other in self._retry):

@@ -91,12 +91,12 @@ def track(
     predictor: Predictor,
     config: MappingConfig,
     guess: Array | None = None,
-    recovering: bool = False,
+    min_inliers: int = 0,
 ) -> TrackResult:
     """Match the view with the reference keyframes and resect it from their landmarks.
 
-    `guess` is a predicted camera_from_world. While `recovering`, where the camera may be anywhere, twice the inliers
-    are asked for. The first reference is the one whose overlap and flow are reported.
+    `guess` is a predicted camera_from_world. A pose needs `min_inliers`, but never fewer than configured. The first
+    reference is the one whose overlap and flow are reported.
     """
     usable = [keyframe for keyframe in references if keyframe.features is not None]
     if not usable:
@@ -106,7 +106,6 @@ def track(
     tried = len(links.landmark)
     if tried < config.min_matches:
         return failed_track(tried, f'{tried} matches with the map, {config.min_matches} needed')
-    min_inliers = config.min_inliers * (2 if recovering else 1)
     points = sparse_map.landmarks.points[links.landmark]
     observed = view.camera.unproject(links.pixels)
     found = resect(points, observed, view.focal, config.max_error, guess=guess, min_inliers=config.min_inliers)
@@ -120,8 +119,10 @@ def track(
         links.reference, minlength=len(usable)
     )
     share = inliers / max(int(agreeing[links.reference].sum()), 1)
-    if inliers < min_inliers or share < config.min_inlier_share:
+    if share < config.min_inlier_share:
         return failed_track(tried, f'only {inliers} of {tried} matches with the map agree with one pose')
+    if inliers < min_inliers:
+        return failed_track(tried, f'only {inliers} matches with the map agree, {min_inliers} are needed here')
     own = found.inliers & (links.reference == 0)
     reference_count = max(len(usable[0].table.observing()), 1)
     shift = np.linalg.norm(links.pixels[own] - links.reference_pixels[own], axis=1)
