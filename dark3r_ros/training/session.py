@@ -63,12 +63,20 @@ class Session:
     Parameters
     ----------
     config: all settings. folder: of checkpoint, log, pictures and weights. progress: is given a line now and then.
+    pool: folder that keeps rendered pairs, where not in `folder`.
 
     Raises DataError, ConfigError or OutputError saying what cannot be used.
 
     """
 
-    def __init__(self, config: SessionConfig, folder: Path, progress: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: SessionConfig,
+        folder: Path,
+        progress: Callable[[str], None] | None = None,
+        *,
+        pool: Path | None = None,
+    ) -> None:
         device = ('cuda' if torch.cuda.is_available() else 'cpu') if config.device == 'auto' else config.device
         self.group, self.device = connect(device)
         losses = supervised(config.losses) if config.mode == 'supervised' else config.losses
@@ -89,7 +97,7 @@ class Session:
             config.data,
             SourceConfig(config.width, config.height, loop.seed, exposure, config.pool, config.folder, config.decode),
             self.device,
-            folder / POOL / str(self.group.rank),
+            (pool or folder / POOL) / str(self.group.rank),
         )
         self.task = DistillTask(
             self.student.subject(losses),
