@@ -73,8 +73,8 @@ def make_room(width: int, height: int, count: int, snr_db: float, light: str = '
 
 @pytest.fixture(scope='session')
 def room() -> Room:
-    """Twelve views of 32x24 at -4 dB."""
-    return make_room(32, 24, 12, -4.0)
+    """Twenty-four views of 32x24 at -4 dB."""
+    return make_room(32, 24, 24, -4.0)
 
 
 @pytest.fixture(scope='session')

@@ -53,7 +53,7 @@ def full(views, tiny, room):
 
 
 def test_views_keep_the_signal_of_the_sensor(views, room):
-    assert views.values.shape == (12, 3, 24, 32) and views.held_out.sum() == 3
+    assert views.values.shape == (24, 3, 24, 32) and views.held_out.sum() == 6
     assert (views.values < 0).mean() > 0.1
     residual = views.values * views.unit - room.clean
     variance = views.read_variance + views.shot_gain * room.clean.mean(axis=(0, 2, 3)) / views.unit
@@ -63,29 +63,34 @@ def test_views_keep_the_signal_of_the_sensor(views, room):
 
 def test_held_out_views_come_out_clean(full):
     trainer, _, (ours, noisy) = full
-    assert noisy < 8.0
-    assert ours > noisy + 8.0 and ours > 16.0
+    # Measured: 18.4 and 2.5 dB.
+    assert noisy < 4.0 and ours > 17.5
     assert trainer.skipped == 0
     assert abs(trainer.history[-1][2] - 1.0) < 0.1  # what is left is noise
 
 
+def depth_error(model, views, room) -> float:
+    """Median relative error of the rendered depth over the held-out views."""
+    errors = []
+    for index in np.flatnonzero(views.held_out):
+        depth = render_view(model, views.camera, views.world_from_camera[index]).depth
+        errors.append(np.median(np.abs(depth / room.depth[index] - 1.0)))
+    return float(np.mean(errors))
+
+
 def test_clipping_at_black_ruins_the_dark(full, views, tiny, room):
     _, model = trained(views.clipped_at_black(), tiny)
-    assert held_out_psnr(model, views, room.clean)[0] < full[2][0] - 3.0
+    # Measured: 3.5 dB less.
+    assert held_out_psnr(model, views, room.clean)[0] < full[2][0] - 2.0
 
 
-def test_scrambled_depth_is_noticed(full, views, tiny, room):
+def test_depth_makes_the_geometry(full, views, tiny, room):
+    # Measured: 0.02 with the depths, 0.4 when they are scrambled.
+    assert depth_error(full[1], views, room) < 0.05
     rng = np.random.default_rng(0)
-    scrambled = dataclasses.replace(views, depth=rng.permuted(views.depth.reshape(12, -1), axis=1).reshape(12, 24, 32))
-    _, model = trained(scrambled, tiny)
-    assert held_out_psnr(model, views, room.clean)[0] < full[2][0] - 1.0
-
-
-def test_depth_of_the_field_is_that_of_the_scene(full, views, room):
-    index = int(np.flatnonzero(views.held_out)[0])
-    picture = render_view(full[1], views.camera, views.world_from_camera[index])
-    truth = room.depth[index]
-    assert np.median(np.abs(picture.depth / truth - 1.0)) < 0.05
+    mixed = rng.permuted(views.depth.reshape(len(views), -1), axis=1).reshape(views.depth.shape)
+    _, model = trained(dataclasses.replace(views, depth=mixed), dataclasses.replace(tiny, steps=150))
+    assert depth_error(model, views, room) > 0.2
 
 
 def test_resuming_repeats_the_training_exactly(views, tiny, tmp_path):
@@ -175,7 +180,7 @@ def test_less_memory_means_fewer_rays(views, tiny, monkeypatch):
 def test_mosaic_supervises_each_site_by_its_own_colour(room, tiny):
     config = dataclasses.replace(tiny, mosaic=True, steps=60)
     views = collect_views(room.posed, room.frames, config, noise=room.noise)
-    assert views.values.shape == (12, 1, 48, 64) and views.camera.width == 64
+    assert views.values.shape == (24, 1, 48, 64) and views.camera.width == 64
     assert np.array_equal(views.colour, colour_sites('rggb', 48, 64))
     trainer = Trainer(views, config)
     observed, known = trainer.data.targets(torch.tensor([2, 2]), torch.tensor([0, 1]))
@@ -188,21 +193,18 @@ def test_mosaic_supervises_each_site_by_its_own_colour(room, tiny):
 
 def test_frame_shifts_of_black_are_found(views, tiny):
     rng = np.random.default_rng(1)
-    shift = rng.normal(0, 0.5, (12, 3)).astype(np.float32)
+    shift = rng.normal(0, 0.25, (24, 3)).astype(np.float32)
     shift -= shift.mean(axis=0)
     moved = dataclasses.replace(views, values=views.values + shift[:, :, None, None])
-    trainer, _ = trained(moved, dataclasses.replace(tiny, steps=200, offset_sigma=0.5))
+    trainer, _ = trained(moved, dataclasses.replace(tiny, steps=200))
     found = trainer.model.frames.offsets().detach().numpy()[views.training]
-    expected = shift[views.training] + np.zeros(3)
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+    assert np.corrcoef(found.ravel(), shift[views.training].ravel())[0, 1] > 0.9
 
 
-def test_refined_poses_come_nearer_to_the_truth(views, tiny):
-    rng = np.random.default_rng(2)
-    poses = views.world_from_camera.copy()
-    poses[:, :3, 3] += rng.normal(0, 0.08, (12, 3))
+def test_pose_corrections_move_the_training_views_only(views, tiny):
     config = dataclasses.replace(tiny, refine_poses=True, pose_rate=2e-3, steps=5)
-    trainer = Trainer(dataclasses.replace(views, world_from_camera=poses), config)
+    trainer = Trainer(views, config)
     trainer.run()
-    assert trainer.model.frames.twist.detach().abs()[views.training].max() > 0
-    assert torch.equal(trainer.model.frames.twist[views.held_out].detach(), torch.zeros(3, 6))
+    twist = trainer.model.frames.twist.detach()
+    assert (twist[views.training].abs().amax(dim=1) > 0).all()
+    assert torch.equal(twist[views.held_out], torch.zeros(int(views.held_out.sum()), 6))
