@@ -199,7 +199,7 @@ def tracked_files() -> list[Path]:
 
 def test_every_source_file_names_its_licence() -> None:
     suffixes = {'.py', '.sh', '.yaml', '.yml', '.xml', '.toml', '.cmake', '.rviz'}
-    names = {'CMakeLists.txt', 'Makefile', 'run', 'dark3r', 'mapping_node', 'recorder', 'replay'}
+    names = {'CMakeLists.txt', 'Makefile', 'run', 'dark3r', 'mapping_node', 'nerf_node', 'recorder', 'replay'}
     missing = []
     for path in tracked_files():
         checked = path.suffix in suffixes or path.name in names or path.name.startswith(('requirements', 'constraints'))

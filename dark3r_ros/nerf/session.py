@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +102,15 @@ class Session:
         """Train to the end and return the facts that `nerf.json` then holds."""
         began = time.perf_counter()
         self._write_facts({'state': 'training', **self._facts()})
-        self.trainer.run(report=self._report, checkpoint=self._checkpoint, preview=self._preview)
+        with _stop_signal() as stopped:
+            self.trainer.run(
+                report=self._report, checkpoint=self._checkpoint, preview=self._preview, stopped=stopped.is_set
+            )
+        if stopped.is_set():
+            save_checkpoint(self.trainer, self.folder)
+            self._write_facts({'state': 'stopped', **self._facts()})
+            self.warn(f'stopped at step {self.trainer.step_number}: the same command goes on from there')
+            raise KeyboardInterrupt
         facts = {'state': 'done', **self._facts(), 'session_s': time.perf_counter() - began}
         save_checkpoint(self.trainer, self.folder)
         info = self._write_field()
@@ -200,6 +211,29 @@ class Session:
             return
         if self.shown:
             self.shown(file)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Event that Ctrl-C or a plain kill sets, so that a step is never cut in two; a second signal ends at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in old:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def read_facts(folder: Path | str) -> dict[str, Any]:

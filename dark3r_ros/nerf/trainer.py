@@ -232,14 +232,15 @@ class Trainer:
         report: Callable[[Progress], None] | None = None,
         checkpoint: Callable[[], None] | None = None,
         preview: Callable[[], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
         report_every: int = 20,
     ) -> None:
-        """Train to the end, calling back for progress, checkpoints and previews."""
+        """Train to the end, or until `stopped` between two steps, calling back for all that is to be shown or kept."""
         began, first = time.perf_counter(), self.step_number
         before = self.elapsed
         sums, count = [0.0, 0.0, 0.0], 0
         steps = self.config.steps
-        while self.step_number < steps:
+        while self.step_number < steps and not stopped():
             values = self.step()
             sums, count = [a + b for a, b in zip(sums, values, strict=True)], count + 1
             self.elapsed = before + time.perf_counter() - began
