@@ -8,6 +8,7 @@ pairs, so that light is not forgotten. The matching losses of known geometry can
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -126,7 +127,7 @@ class DistillTask:
         """Total of a batch and its parts."""
         config = self.config
         count = len(pairs)
-        few = round(count * config.clean_share) if config.distils and config.clean > 0 else 0
+        few = math.ceil(count * config.clean_share) if config.distils and config.clean > 0 else 0
         clean = [clean_input(view, self.exposure) for view in (pairs.clean_a, pairs.clean_b)]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             goal = None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dark3r_ros.config import Config, setting
-from dark3r_ros.errors import ConfigError, DataError
+from dark3r_ros.errors import DataError
 from dark3r_ros.model.normalise import normalise
 from dark3r_ros.raw.decode import DecodeOptions
 from dark3r_ros.raw.noise import PRESETS
@@ -207,5 +207,5 @@ def _bracketed(path: Path, decode: DecodeOptions | None) -> list[_View]:
         if partners:
             views.append(_View(frame, planes, tuple(partners)))
     if not views:
-        raise ConfigError(f'{path}: no file of {NOISY}*/ has the name of one of {CLEAN}/')
+        raise DataError(f'{path}: no file of {NOISY}*/ has the name of one of {CLEAN}/')
     return views
