@@ -290,6 +290,8 @@ def _export(args: argparse.Namespace) -> int:
     chosen = spread(len(info.world_from_camera), args.views)
     poses = [info.world_from_camera[index] for index in progress(chosen, len(chosen), 'depth fusion')]
     cloud = output.fused_cloud(model, info, tone, poses, args.cells)
+    if not len(cloud):
+        print('dark3r: warning: no surface was seen by two views: train longer, or with depth', file=sys.stderr)
     write_ply(args.output / 'cloud.ply', cloud, 'points of a radiance field; confidence is the number of pixels')
     path = output.camera_path(info, paths.along(info.world_from_camera, args.count), fps=24.0)
     write_text(args.output / 'camera_path.json', json.dumps(path) + '\n')

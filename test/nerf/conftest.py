@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from dark3r_ros.nerf.config import NerfConfig, profile
-from dark3r_ros.nerf.load import PosedFrames
+from dark3r_ros.nerf.load import PosedFrames, collect_views
+from dark3r_ros.nerf.model import RadianceModel
+from dark3r_ros.nerf.trainer import Trainer
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
 from dark3r_ros.simulation.views import views_of
@@ -85,3 +87,22 @@ def tiny() -> NerfConfig:
         'samples': 16, 'proposal_grid': 24, 'holdout': 4, 'checkpoint_every': 50, 'preview_every': 0,
     }  # fmt: skip
     return profile('preview', changes)
+
+
+def trained(views, config) -> tuple[Trainer, RadianceModel]:
+    trainer = Trainer(views, config)
+    trainer.run()
+    model = RadianceModel(config, trainer.box, len(views))
+    model.load_state_dict(trainer.averaged_state())
+    return trainer, model
+
+
+@pytest.fixture(scope='session')
+def views(room, tiny):
+    return collect_views(room.posed, room.frames, tiny, noise=room.noise)
+
+
+@pytest.fixture(scope='session')
+def full(views, tiny):
+    """Trainer at its end, and the model to render with."""
+    return trained(views, tiny)
