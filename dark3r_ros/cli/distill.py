@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--size', type=parse_size, default=(192, 160), metavar='WxH', help='of a crop (default: 192x160)'
     )
+    parser.add_argument('--procedural', type=int, default=40, help='textures made for `textures` (default: 40)')
     parser.add_argument('--device', default='auto', help='cpu, cuda or auto (default: auto)')
     parser.add_argument('--precision', choices=PRECISIONS, default='auto', help='of the forward pass (default: auto)')
     parser.add_argument('--validation', type=int, default=8, help='rendered pairs to score; 0: none (default: 8)')
@@ -83,6 +84,7 @@ def session_config(args: argparse.Namespace) -> SessionConfig:
         data=tuple(args.data),
         width=args.size[0],
         height=args.size[1],
+        procedural=args.procedural,
         device=args.device,
         precision=args.precision,
         validation=args.validation,

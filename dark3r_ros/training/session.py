@@ -45,6 +45,7 @@ class SessionConfig(Config):
     data: tuple[str, ...] = setting(('sim',), 'Sources of training pairs, see `sources.open_data`.')
     width: int = setting(192, 'Width of a crop.', unit='px', minimum=32, maximum=2048)
     height: int = setting(160, 'Height of a crop.', unit='px', minimum=32, maximum=2048)
+    procedural: int = setting(40, 'Procedural textures of the source `textures`.', minimum=1, maximum=4096)
     device: str = setting('auto', 'cpu, cuda, or auto.')
     precision: str = setting('auto', 'Of the forward pass; auto is bf16 where CUDA has it.', choices=PRECISIONS)
     validation: int = setting(8, 'Rendered pairs to score; 0: none.', minimum=0, maximum=256)
@@ -95,7 +96,16 @@ class Session:
         self.folder = folder
         data = open_data(
             config.data,
-            SourceConfig(config.width, config.height, loop.seed, exposure, config.pool, config.folder, config.decode),
+            SourceConfig(
+                width=config.width,
+                height=config.height,
+                procedural=config.procedural,
+                seed=loop.seed,
+                exposure=exposure,
+                pool=config.pool,
+                folder=config.folder,
+                decode=config.decode,
+            ),
             self.device,
             (pool or folder / POOL) / str(self.group.rank),
         )

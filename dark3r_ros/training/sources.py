@@ -23,15 +23,19 @@ from dark3r_ros.training.pool import PoolConfig, RenderedPairs
 from dark3r_ros.training.textures import SUFFIXES, load_textures
 
 SIMULATION, TEXTURES = 'sim', 'textures'
-_PROCEDURAL = 40
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Settings that all sources share; `width` and `height` are those of a crop in pixels."""
+    """Settings that all sources share.
+
+    `width` and `height` are those of a crop in pixels, `procedural` is the number of procedural textures beside
+    photographs.
+    """
 
     width: int = 192
     height: int = 160
+    procedural: int = 40
     seed: int = 0
     exposure: ExposureConfig = field(default_factory=ExposureConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -80,7 +84,7 @@ def _open(
         )  # fmt: skip
     kind, _, folder = name.partition(':')
     if kind == TEXTURES and not Path(name).exists():
-        textures = load_textures([Path(folder)] if folder else [], _PROCEDURAL, seed)
+        textures = load_textures([Path(folder)] if folder else [], config.procedural, seed)
         return PairMaker(textures.to(device), PairConfig(width=width, height=height), seed, exposure)
     path = Path(name)
     if not path.exists():
