@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dark3r_ros.config import to_mapping
@@ -32,9 +34,34 @@ def fingerprint(views: Views) -> dict[str, str]:
     return {'frames': frames.hexdigest(), 'poses': hashlib.sha256(views.world_from_camera.tobytes()).hexdigest()}
 
 
+def in_frame_of(views: Views, old: NDArray[np.float64]) -> tuple[Views, float]:
+    """Views whose poses and depths are moved into the world of earlier poses (V, 4, 4) of them, and the scale of that.
+
+    The rotation comes from the cameras' own rotations, so that cameras on a line are no special case.
+    """
+    new = views.world_from_camera
+    u, _, vt = np.linalg.svd(np.einsum('nij,nkj->ik', old[:, :3, :3], new[:, :3, :3]))
+    rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+    turned, target = new[:, :3, 3] @ rotation.T, old[:, :3, 3]
+    spread = turned - turned.mean(axis=0)
+    power = float((spread**2).sum())
+    scale = float((spread * (target - target.mean(axis=0))).sum()) / power if power > 0 else 1.0
+    if not scale > 0:
+        raise DataError('the new poses have nothing in common with those of the field: use --overwrite to start anew')
+    moved = np.tile(np.eye(4), (len(new), 1, 1))
+    moved[:, :3, :3] = rotation @ new[:, :3, :3]
+    moved[:, :3, 3] = scale * (turned - turned.mean(axis=0)) + target.mean(axis=0)
+    return _with_poses(views, moved, scale), scale
+
+
+def _with_poses(views: Views, poses: NDArray[np.float64], scale: float) -> Views:
+    depth = None if views.depth is None else (views.depth * scale).astype(np.float32)
+    return dataclasses.replace(views, world_from_camera=poses, depth=depth)
+
+
 def save_checkpoint(trainer: Trainer, folder: Path) -> None:
     """Write everything that the next step depends on; OutputError when that fails, the old checkpoint then stays."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {'poses': torch.from_numpy(trainer.views.world_from_camera)}
     for name, value, mean in zip(trainer.names, trainer.parameters, trainer.average, strict=True):
         tensors[f'value.{name}'], tensors[f'average.{name}'] = value, mean
         for key, part in trainer.optimiser.state.get(value, {}).items():
@@ -47,7 +74,8 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> None:
         'history': trainer.history,
         'config': to_mapping(trainer.config),
         'box': {'centre': trainer.box.centre, 'half': trainer.box.half, 'margin': trainer.box.margin},
-        'data': fingerprint(trainer.views),
+        'data': trainer.origin or fingerprint(trainer.views),
+        'scale': trainer.scale,
     }
     write_tensors(folder / CHECKPOINT_FILE, tensors, header)
 
@@ -60,9 +88,9 @@ def has_checkpoint(folder: Path) -> bool:
 def resumed_trainer(folder: Path, views: Views, config: Any, *, device: str = 'cpu') -> Trainer:
     """Go on from a checkpoint, exactly where the frames and poses are the same.
 
-    With other poses of the same frames (a loop closure, a new bundle adjustment) the field is kept, pose corrections
-    start anew and the last two fifths of the schedule are done again. ConfigError when the settings differ in anything
-    but the number of steps, DataError when the frames differ.
+    With other poses of the same frames (a loop closure, a new bundle adjustment) the field is kept: the new poses are
+    moved into its frame and scale, pose corrections start anew and the last two fifths of the schedule are done again.
+    ConfigError when the settings differ in anything but the number of steps, DataError when the frames differ.
     """
     tensors, header = read_tensors(folder / CHECKPOINT_FILE)
     try:
@@ -79,10 +107,15 @@ def resumed_trainer(folder: Path, views: Views, config: Any, *, device: str = 'c
     now = fingerprint(views)
     if now['frames'] != data['frames']:
         raise DataError(f'{folder} holds a training of other frames: use --overwrite to start anew')
+    moved, scale = now['poses'] != data['poses'], float(header['scale'])
+    if moved:
+        views, scale = in_frame_of(views, tensors['poses'].numpy())
+    elif scale != 1.0:
+        views = _with_poses(views, tensors['poses'].numpy(), scale)
     trainer = Trainer(
         views, config, device=device, box=SceneBox(tuple(box['centre']), tuple(box['half']), box['margin'])
     )
-    moved = now['poses'] != data['poses']
+    trainer.origin, trainer.scale = now, scale
     _restore(trainer, tensors, folder, fresh={'frames.twist'} if moved else set())
     trainer.history = history
     trainer.skipped, trainer.elapsed = int(header['skipped']), float(header['elapsed'])

@@ -92,6 +92,8 @@ class Session:
         self.resumed = has_checkpoint(self.folder)
         if self.resumed:
             self.trainer = resumed_trainer(self.folder, self.views, self.config, device=self.device)
+            # New poses were moved into the frame of the field.
+            self.views = self.trainer.views
         else:
             self.trainer = Trainer(self.views, self.config, device=self.device)
         self.latest: Progress | None = None

@@ -104,6 +104,9 @@ class Trainer:
         self.parameters = [value for value in self.model.parameters() if value.requires_grad]
         self.average = [value.detach().clone() for value in self.parameters]
         self.optimiser = torch.optim.Adam(self._groups(), eps=1e-15, betas=(0.9, 0.99), fused=True)
+        # Set by a continuation: hashes of what it was given, and the factor that brought its lengths to the field's.
+        self.origin: dict[str, str] = {}
+        self.scale = 1.0
         self.step_number = 0
         self.skipped = 0
         self.rays = config.rays

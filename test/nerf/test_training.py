@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from dark3r_ros.errors import ConfigError, DataError, ReconstructionError
 from dark3r_ros.nerf.fieldfile import info_of, read_field, write_field
@@ -105,16 +106,29 @@ def test_a_checkpoint_of_something_else_is_refused(views, tiny, tmp_path):
         resumed_trainer(tmp_path, views, tiny)
 
 
-def test_new_poses_continue_a_training(views, tiny, tmp_path):
+def test_new_poses_continue_a_training_in_its_own_frame(views, tiny, tmp_path):
     config = dataclasses.replace(tiny, steps=20)
     trainer = Trainer(views, config)
     trainer.run()
     save_checkpoint(trainer, tmp_path)
+    # Another bundle adjustment: a frame and scale of its own, and one camera that really moved.
+    turn, shift = Rotation.from_rotvec([0.1, -0.7, 0.2]).as_matrix(), np.array([3.0, -1.0, 2.0])
     poses = views.world_from_camera.copy()
-    poses[:, :3, 3] += 0.01
-    again = resumed_trainer(tmp_path, dataclasses.replace(views, world_from_camera=poses), config)
+    poses[3, :3, 3] += 0.05
+    poses[:, :3, 3] = 2.5 * poses[:, :3, 3] @ turn.T + shift
+    poses[:, :3, :3] = turn @ poses[:, :3, :3]
+    given = dataclasses.replace(views, world_from_camera=poses, depth=views.depth * np.float32(2.5))
+    again = resumed_trainer(tmp_path, given, config)
     assert again.step_number == 12 and again.box == trainer.box
     assert torch.equal(again.parameters[-1], trainer.parameters[-1])
+    change = np.linalg.norm(again.views.world_from_camera[:, :3, 3] - views.world_from_camera[:, :3, 3], axis=1)
+    assert change.argmax() == 3 and np.delete(change, 3).max() < 0.02
+    assert np.allclose(again.views.depth, views.depth, rtol=0.02)
+    again.run()
+    save_checkpoint(again, tmp_path)
+    # The same new poses once more are nothing new.
+    third = resumed_trainer(tmp_path, given, config)
+    assert third.step_number == 20 and np.array_equal(third.views.world_from_camera, again.views.world_from_camera)
 
 
 def test_field_file_renders_the_same(full, views, tiny, tmp_path):
