@@ -16,7 +16,6 @@ from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.planes import display_image
 from dark3r_ros.training.batch import TrainingPairs
 from dark3r_ros.training.noise import add_noise, variance_shares
-from dark3r_ros.training.pairs import PairConfig, PairMaker
 from dark3r_ros.training.pool import PoolConfig, RenderedPairs
 from dark3r_ros.types import Correspondences, Planes
 
@@ -119,11 +118,6 @@ class Validation:
             right = match_errors(self.pairs, 0, found) < _RIGHT_PX
             rows.append(draw_matches(display_image(planes_a), display_image(planes_b), found, right))
         return np.concatenate(rows)
-
-
-def held_out_pairs(textures: Tensor, count: int) -> TrainingPairs:
-    """Pairs of textures that training does not see."""
-    return PairMaker(textures, PairConfig(width=256, height=192), seed=977).make(0, count)
 
 
 def held_out_rooms(count: int) -> TrainingPairs:

@@ -8,14 +8,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dark3r_ros.errors import DataError, OutputError
+from dark3r_ros.errors import ConfigError, DataError, OutputError
 from dark3r_ros.model.mini import MiniConfig, MiniNetwork
 from dark3r_ros.training import loop
+from dark3r_ros.training.distill import DistillTask, supervised
 from dark3r_ros.training.exposure import ExposureConfig
+from dark3r_ros.training.features import MiniSubject
 from dark3r_ros.training.loop import CHECKPOINT, LoopConfig, Trainer, learning_rate, write_atomically
 from dark3r_ros.training.losses import compute_losses, sample_descriptors, sample_points
-from dark3r_ros.training.mini import WEIGHTS, MatchingTask
-from dark3r_ros.training.mini import main as train_main
 from dark3r_ros.training.pairs import PairConfig, PairMaker
 from dark3r_ros.training.record import LOG
 from dark3r_ros.training.textures import load_textures
@@ -29,10 +29,14 @@ def maker():
     return PairMaker(load_textures([], 4, seed=1), CROPS, seed=2, exposure=ExposureConfig(snr_low=5.0))
 
 
+def task(network, maker):
+    return DistillTask(MiniSubject(network), None, maker, supervised())
+
+
 def trainer(maker, folder, **settings):
     torch.manual_seed(0)
     config = LoopConfig(**{'steps': 6, 'batch': 2, 'warm_up': 0, 'log_every': 1, **settings})
-    return Trainer(MatchingTask(MiniNetwork(SMALL), maker), config, folder)
+    return Trainer(task(MiniNetwork(SMALL), maker), config, folder)
 
 
 def test_a_step_lowers_the_loss_of_its_batch(maker):
@@ -96,7 +100,7 @@ def test_dying_while_writing_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 def test_checkpoint_of_another_network_is_refused(maker, tmp_path):
     trainer(maker, tmp_path).save()
     with pytest.raises(DataError, match='cannot continue from'):
-        Trainer(MatchingTask(MiniNetwork(MiniConfig(stem=5)), maker), LoopConfig(), tmp_path)
+        Trainer(task(MiniNetwork(MiniConfig(stem=5)), maker), LoopConfig(), tmp_path)
 
 
 def test_learning_rate_rises_then_falls_to_zero():
@@ -122,12 +126,48 @@ def test_points_lie_on_the_fine_grid_one_a_cell(maker):
     assert all(len(row.unique()) == 40 for row in cells)
 
 
-def test_command_trains_writes_weights_and_goes_on(tmp_path, capsys):
-    arguments = ['-o', str(tmp_path), '--procedural', '8', '--batch', '1', '--device', 'cpu', '--validation', '1']
-    assert train_main([*arguments, '--steps', '1']) == 0
-    assert (tmp_path / WEIGHTS).exists()
-    last = json.loads((tmp_path / LOG).read_text().splitlines()[-1])
-    assert 0 <= last['validation_-4dB_within_2px'] <= 1
-    assert train_main([*arguments, '--steps', '2']) == 0
-    assert 'finished at step 2' in capsys.readouterr().out
-    assert train_main([*arguments[:2], '--textures', str(tmp_path / 'none'), '--steps', '2']) == 2
+def test_averaged_weights_are_held_for_a_while(maker, tmp_path):
+    made = trainer(maker, tmp_path, average=0.9)
+    made.train_step()
+    made.train_step()
+    network = made.task.network
+    present = {name: value.clone() for name, value in network.state_dict().items()}
+    with made.averaged():
+        assert not network.training
+        assert torch.equal(network.coarse_head.weight, made.average['coarse_head.weight'])
+        assert not torch.equal(network.coarse_head.weight, present['coarse_head.weight'])
+    assert network.training
+    assert all(torch.equal(value, present[name]) for name, value in network.state_dict().items())
+
+
+def test_a_step_in_parts_averages_gradients_and_statistics(maker, tmp_path):
+    both = trainer(maker, tmp_path / 'both', steps=1, parts=2, batch=4, clip=1e9)
+    both._train_mode()
+    _, figures = both._gather()
+    grads, losses, statistics = [], [], []
+    for part in range(2):
+        one = trainer(maker, tmp_path / f'part{part}', steps=1, batch=2)
+        network = one.task.network.train()
+        total, _ = one.task.losses(maker.make(part, 2), torch.Generator().manual_seed(part))
+        total.backward()
+        grads.append(network.stage8[0][0].weight.grad)
+        losses.append(float(total))
+        statistics.append(network.stage8[0][1].running_mean)
+    network = both.task.network
+    assert float(figures['total']) == pytest.approx(sum(losses) / 2, rel=1e-5)
+    torch.testing.assert_close(network.stage8[0][0].weight.grad, (grads[0] + grads[1]) / 2, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(network.stage8[0][1].running_mean, (statistics[0] + statistics[1]) / 2)
+
+
+def test_frozen_statistics_stay(maker, tmp_path):
+    frozen = trainer(maker, tmp_path, freeze_statistics=True)
+    before = frozen.task.network.stage8[0][1].running_var.clone()
+    frozen.train_step()
+    assert torch.equal(frozen.task.network.stage8[0][1].running_var, before)
+    assert 'stage8.0.1.running_var' not in frozen.average
+
+
+def test_nothing_to_train_is_told(maker, tmp_path):
+    network = MiniNetwork(SMALL).requires_grad_(False)
+    with pytest.raises(ConfigError, match='nothing of the network'):
+        Trainer(task(network, maker), LoopConfig(), tmp_path)
