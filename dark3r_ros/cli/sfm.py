@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
             'noise': to_mapping(noise) if noise else None,
         },
         'input': Path(args.input).name,
+        'input_path': str(Path(args.input).absolute()),
         'warnings': list(source.warnings),
     }
     write_result(args.output, reconstruction, report, overwrite=args.overwrite)
