@@ -90,15 +90,23 @@ class Session:
 
     def __post_init__(self) -> None:
         self.resumed = has_checkpoint(self.folder)
+        try:
+            self._make_trainer()
+        except torch.OutOfMemoryError:
+            raise DataError(
+                'the GPU has no memory for the views and the grid: lower --max-views, --width or --table-log2'
+            ) from None
+        self.latest: Progress | None = None
+        self.model = RadianceModel(self.config, self.trainer.box, len(self.views)).to(self.device)
+        self._disk_full = False
+
+    def _make_trainer(self) -> None:
         if self.resumed:
             self.trainer = resumed_trainer(self.folder, self.views, self.config, device=self.device)
             # New poses were moved into the frame of the field.
             self.views = self.trainer.views
         else:
             self.trainer = Trainer(self.views, self.config, device=self.device)
-        self.latest: Progress | None = None
-        self.model = RadianceModel(self.config, self.trainer.box, len(self.views)).to(self.device)
-        self._disk_full = False
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the facts that `nerf.json` then holds."""
