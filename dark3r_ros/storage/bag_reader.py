@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from dark3r_ros.errors import DataError, DependencyError
@@ -226,6 +225,8 @@ class BagReader:
 
     def _folder_files(self) -> list[Path]:
         present = storage_files(self.path)
+        import yaml  # here, so that training on folders of images works where only bags would need it
+
         metadata = self.path / 'metadata.yaml'
         try:
             self._metadata = _checked_metadata(yaml.safe_load(metadata.read_text()))
