@@ -178,6 +178,15 @@ class MiniPredictor:
             anchor_b=anchor_b[kept].cpu().numpy(),
         )
 
+    def coarse_maps(self, a: MiniFeatures, b: MiniFeatures) -> tuple[Tensor, Tensor]:
+        """Coarse descriptors (C, rows, columns) of both frames, each in the light of the other where possible."""
+        if self.network.cross_view is None:
+            return a.coarse.float(), b.coarse.float()
+        contexts = (MiniContext(f.sixteenth[None].float(), f.eighth[None].float()) for f in (a, b))
+        with torch.inference_mode():
+            found_a, found_b = self.network.relate(*contexts)
+        return found_a.coarse[0], found_b.coarse[0]
+
     def _relate(self, a: MiniFeatures, b: MiniFeatures) -> tuple[_Side, _Side]:
         """Coarse descriptors of both frames, each in the light of the other where the weights allow it."""
         if self.network.cross_view is None:

@@ -34,6 +34,7 @@ class BundleProblem:
     observations: (K, 2) undistorted normalised coordinates.
     focal: pixels per normalised unit, so that residuals and `robust_width` are in pixels.
     robust_width: residual in pixels from which the Huber loss grows only linearly.
+    weights: (K,) factors of the residuals, such as the inverse of their noise in pixels; None for one.
 
     """
 
@@ -45,11 +46,12 @@ class BundleProblem:
     observations: Array
     focal: float
     robust_width: float = 1.0
+    weights: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class BundleResult:
-    """Refined poses (F, 4, 4), points (P, 3), residual lengths (K,) in pixels, and how the solver went.
+    """Refined poses (F, 4, 4), points (P, 3), weighted residual lengths (K,) in pixels, and how the solver went.
 
     `residuals` is infinite where a point ended behind its camera. `pose_covariance` (F, 6, 6) belongs to left
     twists (translation, rotation), zero for fixed poses, scaled by the residual variance; None unless asked for.
@@ -86,6 +88,8 @@ def _residuals(problem: BundleProblem, local: Array) -> tuple[Array, NDArray[np.
     front = local[:, 2] > _MIN_DEPTH
     z = np.where(front, local[:, 2], 1.0)
     residual = problem.focal * (local[:, :2] / z[:, None] - problem.observations)
+    if problem.weights is not None:
+        residual *= problem.weights[:, None]
     return np.where(front[:, None], residual, 0.0), front
 
 
@@ -120,7 +124,8 @@ def _linearise(problem: BundleProblem) -> _Linearised:
     projection[:, 0, 0] = projection[:, 1, 1] = problem.focal * z_inverse
     projection[:, 0, 2] = -problem.focal * local[:, 0] * z_inverse**2
     projection[:, 1, 2] = -problem.focal * local[:, 1] * z_inverse**2
-    projection *= root[:, None, None]
+    scale = root if problem.weights is None else root * problem.weights
+    projection *= scale[:, None, None]
     by_point = projection @ problem.cameras_from_world[problem.frame_index][:, :3, :3]
     by_pose = np.concatenate([projection, -projection @ se3.hat(local)], axis=2)
     by_pose *= problem.pose_free[problem.frame_index][:, None, None]

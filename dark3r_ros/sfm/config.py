@@ -24,6 +24,12 @@ class SfmConfig(Config):
     min_inlier_share: float = setting(
         0.12, 'Smallest share of the matches of a pair that must agree with its geometry.', minimum=0.0, maximum=1.0
     )
+    min_agreement: float = setting(
+        0.5,
+        'Smallest share of the matches of a view that must agree with the final poses; below it the view is set aside.',
+        minimum=0.0,
+        maximum=1.0,
+    )
     max_error: float = setting(
         2.0, 'Largest reprojection or epipolar error of an inlier.', unit='px', minimum=0.1, maximum=20.0
     )
@@ -32,8 +38,11 @@ class SfmConfig(Config):
         'How first poses are found: COLMAP global or incremental mapper, own incremental one, or the best of them.',
         choices=('auto', 'global', 'incremental', 'own'),
     )
+    start_points: int = setting(
+        300, 'Keypoints of each view, found in most pairs, that the first poses are made from.', minimum=50
+    )
     min_parallax: float = setting(
         0.3, 'Smallest triangulation angle of a point.', unit='deg', minimum=0.0, maximum=20.0
     )
-    rematch_rounds: int = setting(2, 'Rounds of guided matching with known poses.', minimum=0, maximum=10)
+    rematch_rounds: int = setting(1, 'Rounds of guided matching with known poses.', minimum=0, maximum=10)
     seed: int = setting(0, 'Seed of everything random.', minimum=0)

@@ -71,34 +71,62 @@ def supported(
     views: Sequence[View],
     config: SfmConfig,
 ) -> set[int]:
-    """Views of the largest group that pairs hold together which agree with the poses.
+    """Views that the matches hold in place: the largest group whose pairs agree with the poses.
 
-    A pair agrees when half of its matches do, and at least `min_inliers`. A view also needs as many observations.
+    A view falls out when fewer than `min_agreement` of the matches that it shares with the others agree, the worst
+    first, or when it has fewer than `min_inliers` observations. A pair holds two views together when half of its
+    matches agree, and at least `min_inliers`.
     """
-    numbers = sorted(poses)
-    place = {number: row for row, number in enumerate(numbers)}
+    good = {(pair.first, pair.second): agreeing(pair, poses, views, 1.5 * config.max_error) for pair in pairs}
+    inside = [pair for pair in pairs if pair.first in poses and pair.second in poses]
+    counts = np.bincount(structure.tracks.view, minlength=max(poses) + 1)
+    kept = {number for number in poses if counts[number] >= config.min_inliers}
+    while kept:
+        share = _shares([pair for pair in inside if pair.first in kept and pair.second in kept], good)
+        worst = min(kept, key=lambda number: (share.get(number, 0.0), number))
+        if share.get(worst, 0.0) >= config.min_agreement:
+            break
+        kept.remove(worst)
     edges = [
-        (place[pair.first], place[pair.second])
-        for pair in pairs
-        if pair.first in place and pair.second in place and agreement(pair, poses, views, config)
+        pair
+        for pair in inside
+        if pair.first in kept
+        and pair.second in kept
+        and good[pair.first, pair.second] >= max(config.min_inliers, 0.5 * len(pair))
     ]
+    return _largest_group(edges)
+
+
+def _shares(pairs: Sequence[VerifiedPair], good: Mapping[tuple[int, int], int]) -> dict[int, float]:
+    """Share of the matches of each view that agree."""
+    agreed: dict[int, int] = {}
+    total: dict[int, int] = {}
+    for pair in pairs:
+        for number in (pair.first, pair.second):
+            agreed[number] = agreed.get(number, 0) + good[pair.first, pair.second]
+            total[number] = total.get(number, 0) + len(pair)
+    return {number: agreed[number] / total[number] for number in total}
+
+
+def _largest_group(edges: Sequence[VerifiedPair]) -> set[int]:
     if not edges:
         return set()
-    rows, columns = np.array(edges).T
-    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(numbers), len(numbers)))
+    numbers = np.unique([(pair.first, pair.second) for pair in edges])
+    rows = np.searchsorted(numbers, [pair.first for pair in edges])
+    columns = np.searchsorted(numbers, [pair.second for pair in edges])
+    graph = coo_matrix((np.ones(len(edges)), (rows, columns)), shape=(len(numbers), len(numbers)))
     _, group = connected_components(graph, directed=False)
-    largest = np.bincount(group).argmax()
-    counts = np.bincount(structure.tracks.view, minlength=max(numbers) + 1)
-    return {number for number in numbers if group[place[number]] == largest and counts[number] >= config.min_inliers}
+    return set(numbers[group == np.bincount(group).argmax()].tolist())
 
 
-def agreement(pair: VerifiedPair, poses: Mapping[int, Array], views: Sequence[View], config: SfmConfig) -> bool:
-    """Whether half of the matches of a pair, and enough, agree with the poses of its views."""
+def agreeing(pair: VerifiedPair, poses: Mapping[int, Array], views: Sequence[View], max_error: float) -> int:
+    """Matches of a pair whose epipolar error under the poses stays below `max_error` pixels; 0 without both poses."""
+    if pair.first not in poses or pair.second not in poses:
+        return 0
     relative = poses[pair.second] @ se3.inverse(poses[pair.first])
     if np.linalg.norm(relative[:3, 3]) < 1e-12:
-        return False
+        return 0
     first = views[pair.first].normalised(pair.pixels_first)
     second = views[pair.second].normalised(pair.pixels_second)
     error = sampson_distance(relative, first, second) * views[pair.first].focal
-    good = int((error < 1.5 * config.max_error).sum())
-    return good >= max(config.min_inliers, 0.5 * len(pair))
+    return int((error < max_error).sum())

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +49,41 @@ class VerifiedPair:
     def __len__(self) -> int:
         return len(self.pixels_first)
 
+    def select(self, rows: NDArray[np.bool_]) -> VerifiedPair:
+        """Matches of a mask; the geometry stays."""
+        return replace(
+            self,
+            pixels_first=self.pixels_first[rows],
+            pixels_second=self.pixels_second[rows],
+            identity_first=self.identity_first[rows],
+            identity_second=self.identity_second[rows],
+            confidence=self.confidence[rows],
+        )
+
 
 def complete_graph(count: int) -> list[tuple[int, int]]:
     """All pairs of `count` views, near ones in time first."""
     return [(number, number + step) for step in range(1, count) for number in range(count - step)]
+
+
+def thin_pairs(pairs: Sequence[VerifiedPair], per_view: int) -> list[VerifiedPair]:
+    """Matches of the keypoints that most pairs found, at most `per_view` a view: what a start needs, at less cost."""
+    held: dict[int, list[Index]] = {}
+    for pair in pairs:
+        held.setdefault(pair.first, []).append(pair.identity_first)
+        held.setdefault(pair.second, []).append(pair.identity_second)
+    chosen = {number: _most_frequent(np.concatenate(parts), per_view) for number, parts in held.items()}
+    result = []
+    for pair in pairs:
+        rows = np.isin(pair.identity_first, chosen[pair.first]) | np.isin(pair.identity_second, chosen[pair.second])
+        if rows.sum() >= 8:
+            result.append(pair.select(rows))
+    return result
+
+
+def _most_frequent(identities: Index, most: int) -> Index:
+    values, counts = np.unique(identities[identities >= 0], return_counts=True)
+    return values[np.lexsort((values, -counts))[:most]]
 
 
 def _pixel_identity(pixels: Array, width: int) -> Index:

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.late import pose_remaining, supported
 from dark3r_ros.sfm.pairs import VerifiedPair, complete_graph, match_pairs
 from dark3r_ros.sfm.refine import Refined, refine
+from dark3r_ros.sfm.rematch import rematch, rematched_tracks
 from dark3r_ros.sfm.result import build_reconstruction
 from dark3r_ros.sfm.start import first_poses
-from dark3r_ros.sfm.tracks import Tracks, build_tracks
+from dark3r_ros.sfm.tracks import Tracks, build_tracks, merge_stars
 from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.views import View, take_views
 from dark3r_ros.types import Frame, Reconstruction
@@ -72,6 +74,8 @@ class SfmRun:
             refined = self._refine(tracks, poses, views)
         with self._timed('late'):
             refined = self._late(tracks, refined, views)
+        for _ in range(self.config.rematch_rounds):
+            tracks, refined = self._rematched(tracks, refined, views)
         kept = supported(pairs, refined.poses, refined.structure, views, self.config)
         dropped = sorted(set(refined.poses) - kept)
         reasons = self._reasons(views, pairs)
@@ -110,6 +114,17 @@ class SfmRun:
             refined = self._refine(tracks, {**refined.poses, **found}, views)
         self.notes['posed_late'] = added
         return refined
+
+    def _rematched(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> tuple[Tracks, Refined]:
+        """Look for all anchors again where they must lie, with a predictor that can, and adjust."""
+        if not isinstance(self.predictor, MiniPredictor):
+            return tracks, refined
+        with self._timed('rematch'):
+            found = rematch(views, refined.poses, refined.structure, self.predictor)
+            again = rematched_tracks(views, self.progress(found, len(refined.poses), 'matching again'))
+            tracks = merge_stars(views, tracks, again)
+        with self._timed('adjust'):
+            return tracks, self._refine(tracks, refined.poses, views)
 
     def _reasons(self, views: Sequence[View], pairs: Sequence[VerifiedPair]) -> dict[int, str]:
         paired = {number for pair in pairs for number in (pair.first, pair.second)}

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from dark3r_ros.errors import DependencyError
 from dark3r_ros.sfm.config import SfmConfig
-from dark3r_ros.sfm.pairs import VerifiedPair
+from dark3r_ros.sfm.late import agreeing
+from dark3r_ros.sfm.pairs import VerifiedPair, thin_pairs
 from dark3r_ros.sfm.start_colmap import load_pycolmap, map_by_colmap
 from dark3r_ros.sfm.start_own import map_incrementally
 from dark3r_ros.sfm.views import View
@@ -19,33 +20,44 @@ from dark3r_ros.sfm.views import View
 Array = NDArray[np.float64]
 
 
+# More matches than these are thinned out for the start; fewer are all needed.
+_PLENTY = 150_000
+# Share of the verified matches that agree with poses beyond doubt; below it another method gets its chance.
+_CLEAR = 0.8
+
+
 def first_poses(
     views: Sequence[View], pairs: Sequence[VerifiedPair], config: SfmConfig
 ) -> tuple[dict[int, Array], dict[str, Any]]:
-    """Poses camera_from_world by view, and a note of the method and of how many views it posed.
+    """Poses camera_from_world by view, and a note of the methods, what each found, and which was taken.
 
-    `auto` takes COLMAP's incremental mapper, which measured best on dark sequences, and our own where pycolmap is
-    missing or finds less than half of the views.
+    `auto` takes COLMAP's incremental mapper, which measured best on dark sequences. Where pycolmap is missing, views
+    are left out, or many matches disagree with its poses, our own tries as well; the poses that more matches agree
+    with win.
     """
     if not pairs:
         return {}, {'method': config.mapper, 'posed': 0}
-    methods = ['incremental', 'own'] if config.mapper == 'auto' else [config.mapper]
-    enough = 0.5 * len({number for pair in pairs for number in (pair.first, pair.second)})
+    total = sum(len(pair) for pair in pairs)
+    chosen = pairs if total <= _PLENTY else thin_pairs(pairs, config.start_points)
+    everyone = {number for pair in pairs for number in (pair.first, pair.second)}
     best: dict[int, Array] = {}
-    method, remarks = methods[0], []
-    for name in methods:
+    found: dict[str, Any] = {}
+    method, most = '', -1
+    for name in ['incremental', 'own'] if config.mapper == 'auto' else [config.mapper]:
         try:
-            poses = _run(name, views, pairs, config)
+            poses = _run(name, views, chosen, config)
         except DependencyError as error:
             if config.mapper != 'auto':
                 raise
-            remarks.append(str(error))
+            found[name] = str(error)
             continue
-        if len(poses) > len(best):
-            best, method = poses, name
-        if len(best) >= enough:
+        support = sum(agreeing(pair, poses, views, config.max_error) for pair in pairs)
+        found[name] = {'posed': len(poses), 'agreeing_share': support / total}
+        if support > most:
+            best, method, most = poses, name, support
+        if len(poses) == len(everyone) and support >= _CLEAR * total:
             break
-    return best, {'method': method, 'posed': len(best), 'remarks': remarks}
+    return best, {'method': method, 'posed': len(best), 'tried': found}
 
 
 def _run(name: str, views: Sequence[View], pairs: Sequence[VerifiedPair], config: SfmConfig) -> dict[int, Array]:

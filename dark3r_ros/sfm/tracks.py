@@ -119,6 +119,28 @@ def _star_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks
     return make_tracks(views, view[first], number[first], _concatenate(centre_pixels, flat)[first], seen)
 
 
+def merge_stars(views: Sequence[View], first: Tracks, second: Tracks) -> Tracks:
+    """Union of two sets of star tracks; of an observation in both, the first counts."""
+    count = len(first)
+    keys, place = np.unique(np.concatenate([_star_keys(first), _star_keys(second)]), axis=0, return_inverse=True)
+    point = np.concatenate([place[:count][first.point], place[count:][second.point]])
+    view = np.concatenate([first.view, second.view])
+    pixels = np.concatenate([first.pixels, second.pixels])
+    order = np.lexsort((np.arange(len(point)), view, point))
+    point, view, pixels = point[order], view[order], pixels[order]
+    fresh = np.ones(len(point), dtype=bool)
+    fresh[1:] = (np.diff(point) != 0) | (np.diff(view) != 0)
+    point, view, pixels = point[fresh], view[fresh], pixels[fresh]
+    own = view == keys[point, 0]
+    centre_pixels = np.zeros((len(keys), 2))
+    centre_pixels[point[own]] = pixels[own]
+    return make_tracks(views, keys[:, 0], keys[:, 1], centre_pixels, (point[~own], view[~own], pixels[~own]))
+
+
+def _star_keys(tracks: Tracks) -> Index:
+    return np.column_stack([tracks.view[tracks.centre], tracks.anchor])
+
+
 def _joined_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:
     """Connected components of matched keypoints; a component with two keypoints in one view contradicts itself."""
     base = 1 + max((int(max(p.identity_first.max(), p.identity_second.max())) for p in pairs), default=0)

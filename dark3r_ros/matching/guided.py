@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matches of `mini` where geometry already says about where to look.
+
+With poses known, a place of one view lies on a known curve in another, and near a known point once its depth is known.
+Looking only there leaves out most of what noise could be mistaken for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor
+from dark3r_ros.model.mini import COARSE, FINE
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Places of one view to be looked for: pixels (M, 2) and fine descriptors (M, F)."""
+
+    pixels: Array
+    fine: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def select(self, rows: Index) -> Queries:
+        """Those of an index array."""
+        return Queries(self.pixels[rows], self.fine[torch.from_numpy(rows).to(self.fine.device)])
+
+
+@dataclass(frozen=True, eq=False)
+class Near:
+    """What was found: pixels (M, 2), chance of the place in its window (M,), error of the way back (M,) in pixels."""
+
+    pixels: Array
+    chance: Array
+    return_error: Array
+
+
+def anchor_queries(features: MiniFeatures) -> Queries:
+    """The fixed keypoints of a view; the row is the anchor's number."""
+    return Queries(_pixels(features.keypoints, features), features.fine[features.keypoints].float())
+
+
+def grid_queries(features: MiniFeatures, step: int) -> tuple[Queries, tuple[int, int]]:
+    """Every `step`-th fine pixel of a view, and the rows and columns of that grid."""
+    rows = torch.arange(step // 2, features.shape[0], step)
+    columns = torch.arange(step // 2, features.shape[1], step)
+    index = (rows[:, None] * features.shape[1] + columns).reshape(-1).to(features.fine.device)
+    return Queries(_pixels(index, features), features.fine[index].float()), (len(rows), len(columns))
+
+
+def _pixels(index: Tensor, features: MiniFeatures) -> Array:
+    place = torch.stack([index % features.shape[1], index // features.shape[1]], dim=1)
+    return (place.double() * FINE + (FINE - 1) / 2).cpu().numpy()
+
+
+def _grid(pixels: Tensor, maps: Tensor) -> Tensor:
+    """Coordinates of `grid_sample` (without aligned corners) of pixels (..., 2) on coarse maps (..., rows, columns)."""
+    extent = torch.tensor([maps.shape[-1], maps.shape[-2]], dtype=pixels.dtype, device=pixels.device) * COARSE
+    return (pixels + 0.5) * (2.0 / extent) - 1.0
+
+
+class GuidedPair:
+    """Two views, described coarsely in the light of each other, for searches of places of the first in the second."""
+
+    def __init__(self, predictor: MiniPredictor, a: MiniFeatures, b: MiniFeatures) -> None:
+        self._a, self._b = a, b
+        self._coarse_a, self._coarse_b = predictor.coarse_maps(a, b)
+        self._coarse_scale = float(predictor.network.coarse_scale.clamp(max=4.0).exp())
+        self._fine_scale = float(predictor.network.fine_scale.clamp(max=4.0).exp())
+        self._device = predictor.device
+
+    def coarse_chances(self, pixels: Array) -> Tensor:
+        """Chance (M, rows, columns) that pixels (M, 2) of a lie in a cell of b, as coarse descriptors judge it."""
+        with torch.inference_mode():
+            maps = self._similarity(torch.from_numpy(pixels), self._coarse_a, self._coarse_b)
+            return functional.softmax(self._coarse_scale * maps.flatten(1), dim=1).reshape(maps.shape)
+
+    def evidence(self, chances: Tensor, pixels: Array, floor: float = 1e-3) -> Array:
+        """Logarithm (M, D) of the chance at pixels (M, D, 2) of each query; outside the view that of `floor`.
+
+        The floor is what an occluded or misread place may cost: no single view can veto a depth.
+        """
+        with torch.inference_mode():
+            grid = _grid(torch.from_numpy(pixels).to(chances), chances)
+            sampled = functional.grid_sample(chances[:, None], grid[:, :, None], align_corners=False)[:, 0, :, 0]
+            return (sampled + floor).log().double().cpu().numpy()
+
+    def search_near(self, queries: Queries, predicted: Array, radius: float) -> Near:
+        """Find queries of a within `radius` pixels (a square window) of predicted pixels (M, 2) of b.
+
+        Only fine descriptors count: the coarse ones vary too slowly to place anything within a window and pull towards
+        its middle. The way back starts at the place that was found.
+        """
+        half = max(1, round(radius / FINE))
+        with torch.inference_mode():
+            home = torch.from_numpy(queries.pixels).to(self._device)
+            start = torch.from_numpy(predicted).to(self._device)
+            found, chance = self._best(queries.fine, self._b, start, half)
+            place = ((found - (FINE - 1) / 2) / FINE).round().long()
+            nearest = place.double() * FINE + (FINE - 1) / 2
+            rows, columns = place[:, 1].clamp(0, self._b.shape[0] - 1), place[:, 0].clamp(0, self._b.shape[1] - 1)
+            back = self._b.fine[rows * self._b.shape[1] + columns].float()
+            returned, _ = self._best(back, self._a, home, half)
+            error = (returned - home + found - nearest).norm(dim=1)
+        return Near(found.cpu().numpy(), chance.double().cpu().numpy(), error.cpu().numpy())
+
+    def _similarity(self, pixels: Tensor, own: Tensor, other: Tensor) -> Tensor:
+        """Coarse similarity (M, rows, columns) of pixels (M, 2) of one map to all cells of the other."""
+        grid = _grid(pixels.to(own), own)[None, None]
+        found = functional.grid_sample(own[None], grid, padding_mode='border', align_corners=False)[0, :, 0].T
+        return (functional.normalize(found, dim=1) @ other.flatten(1)).reshape(-1, *other.shape[1:])
+
+    def _best(self, fine: Tensor, there: MiniFeatures, start: Tensor, half: int) -> tuple[Tensor, Tensor]:
+        """Best pixels (M, 2) within windows around starts (M, 2), and the chance there (M,)."""
+        height, width = there.shape
+        side = torch.arange(-half, half + 1, device=self._device)
+        offsets = torch.stack(torch.meshgrid(side, side, indexing='xy'), dim=-1).reshape(-1, 2)
+        window = ((start - (FINE - 1) / 2) / FINE).round().long()[:, None] + offsets
+        inside = (window >= 0).all(-1) & (window[..., 0] < width) & (window[..., 1] < height)
+        index = window[..., 1].clamp(0, height - 1) * width + window[..., 0].clamp(0, width - 1)
+        likeness = torch.einsum('mc,mkc->mk', fine, there.fine[index].float())
+        chance = functional.softmax((self._fine_scale * likeness).masked_fill(~inside, -1e4), dim=1)
+        best = window.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))
+        near = ((window - best).abs().amax(-1) <= 1) * chance
+        mass = near.sum(1)
+        position = (near[..., None] * window).sum(1) / mass[:, None]
+        return position.double() * FINE + (FINE - 1) / 2, mass

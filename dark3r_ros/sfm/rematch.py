@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guided matching: with poses known, every anchor is looked for again where it must lie.
+
+An anchor whose depth is not known gets one by a sweep: the depth that the coarse descriptors of all neighbours agree
+on. Then it is looked for in every neighbour near its projection, which gives a two-dimensional measurement that the
+next adjustment can use to correct the poses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.geometry import se3
+from dark3r_ros.matching.guided import GuidedPair, Queries, anchor_queries
+from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor
+from dark3r_ros.sfm.tracks import Tracks, make_tracks
+from dark3r_ros.sfm.triangulation import Structure
+from dark3r_ros.sfm.views import View
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RematchOptions:
+    """How anchors are looked for; radius and tolerance in pixels of the planes."""
+
+    neighbours: int = 12
+    depths: int = 64
+    radius: float = 4.0
+    tolerance: float = 2.5
+    min_chance: float = 0.3
+    min_posterior: float = 0.5
+
+
+def covisible(structure: Structure, count: int) -> Array:
+    """Number (count, count) of points that two views share."""
+    tracks = structure.tracks
+    seen = np.zeros((count, len(tracks)), dtype=np.float32)
+    seen[tracks.view, tracks.point] = 1.0
+    shared = seen @ seen.T
+    np.fill_diagonal(shared, 0.0)
+    return shared.astype(np.float64)
+
+
+def neighbours(structure: Structure, poses: Mapping[int, Array], most: int, least: int = 15) -> dict[int, list[int]]:
+    """Posed views that share most points with each posed view, most first."""
+    shared = covisible(structure, max(poses) + 1)
+    result = {}
+    for number in poses:
+        order = np.lexsort((np.arange(len(shared)), -shared[number]))
+        result[number] = [int(other) for other in order[:most] if shared[number, other] >= least and other in poses]
+    return result
+
+
+def depth_range(structure: Structure, poses: Mapping[int, Array], view: int) -> tuple[float, float] | None:
+    """Nearest and farthest depth worth a look in a view, from the points that it sees."""
+    rows = structure.tracks.view == view
+    points = structure.points[structure.tracks.point[rows]]
+    depth = points @ poses[view][2, :3] + poses[view][2, 3]
+    depth = depth[depth > 0]
+    if len(depth) < 10:
+        return None
+    near, far = np.percentile(depth, (1, 99))
+    return 0.7 * float(near), 1.6 * float(far)
+
+
+def project(view: View, camera_from_world: Array, points: Array) -> Array:
+    """Pixels (..., 2) of world points (..., 3); NaN behind the camera."""
+    assert view.camera is not None
+    local = points.reshape(-1, 3) @ camera_from_world[:3, :3].T + camera_from_world[:3, 3]
+    front = local[:, 2] > 1e-9
+    pixels = view.camera.project(np.where(front[:, None], local, (0.0, 0.0, 1.0)))
+    pixels[~front] = np.nan
+    return pixels.reshape(*points.shape[:-1], 2)
+
+
+def sweep(
+    pairs: Mapping[int, GuidedPair],
+    pixels: Array,
+    view: int,
+    views: Sequence[View],
+    poses: Mapping[int, Array],
+    inverse_depths: Array,
+) -> Array:
+    """Chance (M, D) of each inverse depth of pixels (M, 2) of a view, from the coarse descriptors of its partners."""
+    rays = np.column_stack([views[view].normalised(pixels), np.ones(len(pixels))])
+    world = se3.inverse(poses[view])
+    points = rays[:, None] / inverse_depths[None, :, None] @ world[:3, :3].T + world[:3, 3]
+    total = np.zeros((len(pixels), len(inverse_depths)))
+    for other, pair in pairs.items():
+        places = np.nan_to_num(project(views[other], poses[other], points), nan=-1e4).clip(-1e4, 1e5)
+        total += pair.evidence(pair.coarse_chances(pixels), places)
+    total -= total.max(axis=1, keepdims=True)
+    chance = np.exp(total)
+    return chance / chance.sum(axis=1, keepdims=True)
+
+
+def peak_depths(chance: Array, inverse_depths: Array) -> tuple[Array, Array]:
+    """Depth (M,) at the peak of chances (M, D), between the samples, and the chance around it (M,)."""
+    best = chance.argmax(axis=1)
+    columns = best[:, None] + np.arange(-2, 3)
+    inside = (columns >= 0) & (columns < chance.shape[1])
+    near = np.take_along_axis(chance, columns.clip(0, chance.shape[1] - 1), axis=1) * inside
+    mass = near.sum(axis=1)
+    inverse = (near * inverse_depths[columns.clip(0, chance.shape[1] - 1)]).sum(axis=1) / mass
+    return 1.0 / inverse, mass
+
+
+def rematch(
+    views: Sequence[View],
+    poses: Mapping[int, Array],
+    structure: Structure,
+    predictor: MiniPredictor,
+    options: RematchOptions | None = None,
+) -> Iterator[tuple[int, Index, Array, Index, Index, Array]]:
+    """Look for the anchors of every posed view, one view at a time.
+
+    Yields the view, its anchors (A,) and their pixels (A, 2), and the places found: row into the anchors (K,),
+    view (K,), pixels (K, 2).
+    """
+    options = options or RematchOptions()
+    graph = neighbours(structure, poses, options.neighbours)
+    for number in sorted(poses):
+        others = graph[number]
+        limits = depth_range(structure, poses, number)
+        if others and limits is not None:
+            yield _rematch_view(number, others, limits, views, poses, structure, predictor, options)
+
+
+def _known_depths(structure: Structure, poses: Mapping[int, Array], view: int, count: int) -> Array:
+    """Depth (count,) of the anchors of a view that were triangulated from three views or more, NaN for others."""
+    tracks = structure.tracks
+    mine = (tracks.view[tracks.centre] == view) & (np.bincount(tracks.point, minlength=len(tracks)) >= 3)
+    depth = np.full(count, np.nan)
+    depth[tracks.anchor[mine]] = structure.points[mine] @ poses[view][2, :3] + poses[view][2, 3]
+    return depth
+
+
+def _rematch_view(
+    number: int,
+    others: Sequence[int],
+    limits: tuple[float, float],
+    views: Sequence[View],
+    poses: Mapping[int, Array],
+    structure: Structure,
+    predictor: MiniPredictor,
+    options: RematchOptions,
+) -> tuple[int, Index, Array, Index, Index, Array]:
+    features = cast(MiniFeatures, views[number].features)
+    pairs = {other: GuidedPair(predictor, features, cast(MiniFeatures, views[other].features)) for other in others}
+    queries = anchor_queries(features)
+    depth = _known_depths(structure, poses, number, len(queries))
+    unknown = np.flatnonzero(np.isnan(depth))
+    inverse = np.linspace(1.0 / limits[1], 1.0 / limits[0], options.depths)
+    if len(unknown):
+        chance = sweep(pairs, queries.pixels[unknown], number, views, poses, inverse)
+        swept, mass = peak_depths(chance, inverse)
+        depth[unknown] = np.where(mass >= options.min_posterior, swept, np.nan)
+    kept = np.flatnonzero(np.isfinite(depth) & (depth > 0))
+    queries = queries.select(kept)
+    rays = np.column_stack([views[number].normalised(queries.pixels), np.ones(len(kept))])
+    world = se3.inverse(poses[number])
+    points = se3.transform_points(world, rays * depth[kept, None])
+    rows, seen, pixels = [], [], []
+    for other, pair in pairs.items():
+        row, found = _found(pair, queries, views[other], project(views[other], poses[other], points), options)
+        rows.append(row)
+        seen.append(np.full(len(row), other))
+        pixels.append(found)
+    return number, kept, queries.pixels, np.concatenate(rows), np.concatenate(seen), np.concatenate(pixels)
+
+
+def _found(
+    pair: GuidedPair, queries: Queries, view: View, predicted: Array, options: RematchOptions
+) -> tuple[Index, Array]:
+    """Rows of the queries found in another view near predicted pixels (M, 2), and their pixels there."""
+    assert view.camera is not None
+    limit = np.array([view.camera.width, view.camera.height]) - 0.5
+    inside = np.flatnonzero((predicted > -0.5).all(axis=1) & (predicted < limit).all(axis=1))
+    if not len(inside):
+        return inside, np.zeros((0, 2))
+    near = pair.search_near(queries.select(inside), predicted[inside], options.radius)
+    good = (near.chance >= options.min_chance) & (near.return_error <= options.tolerance)
+    good &= (near.pixels > -0.5).all(axis=1) & (near.pixels < limit).all(axis=1)
+    return inside[good], near.pixels[good]
+
+
+def rematched_tracks(views: Sequence[View], results: Iterable[tuple[int, Index, Array, Index, Index, Array]]) -> Tracks:
+    """Star tracks of what `rematch` yields."""
+    base = 0
+    centre_view, anchor, centre_pixels, point, view, pixels = [], [], [], [], [], []
+    for number, anchors, own, rows, seen, found in results:
+        centre_view.append(np.full(len(anchors), number))
+        anchor.append(anchors)
+        centre_pixels.append(own)
+        point.append(rows + base)
+        view.append(seen)
+        pixels.append(found)
+        base += len(anchors)
+    if not base:
+        nothing = np.zeros(0, np.int64)
+        return make_tracks(views, nothing, nothing, np.zeros((0, 2)), (nothing, nothing, np.zeros((0, 2))))
+    tracks = make_tracks(
+        views,
+        np.concatenate(centre_view),
+        np.concatenate(anchor),
+        np.concatenate(centre_pixels),
+        (np.concatenate(point), np.concatenate(view), np.concatenate(pixels)),
+    )
+    return tracks.select(np.ones(len(tracks.point), dtype=bool))
