@@ -37,7 +37,7 @@ class DistillConfig(Config):
     )
     matching: float = setting(0.0, 'Weight of matching the noisy pair against the true geometry.', minimum=0.0)
     reliability: float = setting(
-        0.3, "Weight of mini's chance that a match is right, against the true geometry.", minimum=0.0
+        0.3, "Weight of mini's chances that a match is right and a place seen, against the truth.", minimum=0.0
     )
     clean: float = setting(0.3, 'Weight of the same losses on the clean pair.', minimum=0.0)
     clean_share: float = setting(
@@ -200,7 +200,7 @@ class DistillTask:
                 return {}, nothing
             assert isinstance(self.network, MiniNetwork)
             losses = matching_losses(self.network, dark.output, pairs, generator)
-            total = config.matching * losses.matching + config.reliability * losses.reliability
+            total = config.matching * losses.matching + config.reliability * losses.chances
             return losses.figures(), total
         if config.matching == 0 or dark.output is None:
             return {}, nothing

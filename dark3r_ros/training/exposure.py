@@ -26,6 +26,7 @@ class ExposureConfig(Config):
 
     snr_low: float = setting(-10.0, 'Lowest SNR.', unit='dB')
     snr_high: float = setting(25.0, 'Highest SNR.', unit='dB')
+    difference: float = setting(1.0, 'Spread of the SNR between the two views of a pair.', unit='dB', minimum=0.0)
     presets: float = setting(
         0.3, 'Share of pairs with the noise of a calibrated sensor; the others mix shot, read and row noise freely.',
         minimum=0.0, maximum=1.0,
@@ -38,7 +39,7 @@ class ExposureConfig(Config):
 def expose(
     views: Sequence[Tensor], rng: np.random.Generator, generator: torch.Generator, config: ExposureConfig
 ) -> tuple[list[Tensor], Tensor]:
-    """Noisy network input of clean views (B, 3, H, W), all of one SNR and kind a row; also that SNR (B,) in dB."""
+    """Noisy network input of clean views (B, 3, H, W), of one kind and about one SNR a row; SNR (B,) of the first."""
     count, device = len(views[0]), views[0].device
     snr = torch.from_numpy(rng.uniform(config.snr_low, config.snr_high, count)).float().to(device)
     shares = variance_shares(rng, count).to(device)
@@ -48,7 +49,9 @@ def expose(
         shares = torch.where(calibrated[:, None], known, shares)
     heavy = np.where(rng.random(count) < config.heavy, rng.uniform(0.2, 0.7, count), 0.0)
     heavy_t = torch.from_numpy(heavy).float().to(device)
-    return [noisy_input(add_noise(view, snr, shares, heavy_t, generator), config) for view in views], snr
+    levels = [snr, *(snr + torch.from_numpy(rng.normal(0.0, config.difference, count)).to(snr) for _ in views[1:])]
+    noisy = (add_noise(view, level, shares, heavy_t, generator) for view, level in zip(views, levels, strict=True))
+    return [noisy_input(planes, config) for planes in noisy], snr
 
 
 def noisy_input(planes: Tensor, config: ExposureConfig) -> Tensor:

@@ -66,6 +66,10 @@ class LoopConfig(Config):
     """Settings of the optimisation."""
 
     steps: int = setting(2000, 'Steps of the whole training; the learning rate falls to zero over them.', minimum=1)
+    span_minutes: float = setting(
+        0.0, 'Training time after which it is done at the latest, the learning rate having fallen; 0: by steps only.',
+        unit='min', minimum=0.0,
+    )  # fmt: skip
     batch: int = setting(8, 'Pairs a step, of all processes together.', minimum=1)
     parts: int = setting(0, 'Parts of a step, each a batch of its own; 0: one a process.', minimum=0)
     learning_rate: float = setting(1.5e-3, 'Highest learning rate.', minimum=0.0)
@@ -81,10 +85,10 @@ class LoopConfig(Config):
     picture_every: int = setting(400, 'Steps between pictures of matches; 0: none.', minimum=0)
 
 
-def learning_rate(config: LoopConfig, step: int) -> float:
-    """Learning rate of a step: linear rise, then half a cosine."""
+def learning_rate(config: LoopConfig, step: int, share: float) -> float:
+    """Learning rate of a step, a share of the training being over: linear rise, then half a cosine."""
     rise = min(1.0, (step + 1) / (config.warm_up + 1))
-    return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(step / config.steps, 1.0)))
+    return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
@@ -204,11 +208,11 @@ class Trainer:
         """Train until all steps are done (True) or the time is over (False); the checkpoint is written at the end."""
         config = self.config
         began = saved = time.monotonic()
-        while self.step < config.steps:
+        while self.share() < 1.0:
             if self.group.agree(time.monotonic() - began >= 60.0 * minutes, self.task.device):
                 break
             figures = self.train_step()
-            last = self.step == config.steps
+            last = self.share() >= 1.0
             if self.step % config.log_every == 0 or last:
                 self._log(figures, minutes - (time.monotonic() - began) / 60.0)
             if self.observer is not None and self._record is not None:
@@ -218,7 +222,16 @@ class Trainer:
                 saved = time.monotonic()
         self.save()
         self.group.wait()
-        return self.step >= config.steps
+        return self.share() >= 1.0
+
+    def share(self) -> float:
+        """How much of the training is over, by steps or time, the same in all processes."""
+        share, span_s = self.step / self.config.steps, 60.0 * self.config.span_minutes
+        if not span_s:
+            return share
+        timed = torch.tensor([max(share, self.seconds / span_s)], device=self.task.device)
+        self.group.spread([timed])
+        return float(timed)
 
     def _observe(self, observer: Observer, last: bool) -> None:
         config = self.config
@@ -240,7 +253,7 @@ class Trainer:
         config = self.config
         began = time.monotonic()
         self._train_mode()
-        rate = learning_rate(config, self.step)
+        rate = learning_rate(config, self.step, self.share())
         for group in self.optimiser.param_groups:
             group['lr'] = rate
         self.optimiser.zero_grad(set_to_none=True)
@@ -312,6 +325,8 @@ class Trainer:
         line = {'pairs': self.step * config.batch, 'seconds': round(self.seconds, 1), **figures}
         self._record.write(self.step, line)
         left = min(minutes_left, (config.steps - self.step) * config.batch / max(figures['pairs_per_s'], 1e-6) / 60.0)
+        if config.span_minutes > 0:
+            left = min(left, config.span_minutes - self.seconds / 60.0)
         self.progress(
             f'step {self.step}/{config.steps}  loss {figures["total"]:.4f}  {figures["pairs_per_s"]:.1f} pairs/s  '
             f'data {100 * figures["data_share"]:.0f} %  {left:.1f} min left'

@@ -75,8 +75,13 @@ class Losses:
 
     @property
     def matching(self) -> Tensor:
-        """All but the reliability, weighted."""
-        return self._sum('single', 'pair', 'fine', 'seen')
+        """Of the descriptors."""
+        return self._sum('single', 'pair', 'fine')
+
+    @property
+    def chances(self) -> Tensor:
+        """Of the stated chances, that of a right match with weight one."""
+        return self._sum('reliability', 'seen') / _WEIGHTS['reliability']
 
     @property
     def total(self) -> Tensor:
@@ -106,12 +111,19 @@ class SampledPoints:
 
 def look(network: MiniNetwork, images_a: Tensor, images_b: Tensor) -> MiniViews:
     """Run the network on both views (N, 3, H, W) together, then on the pairs."""
-    output = network.describe(torch.cat([images_a, images_b]))
+    raw = network.describe(torch.cat([images_a, images_b]))
+    # Losses are computed in full precision, also where the network is not.
+    output = MiniOutput(raw.coarse.float(), raw.fine.float(), raw.reliability.float(), raw.context)
     if network.cross_view is None:
         return MiniViews(output, None)
-    assert output.context is not None
-    (a16, b16), (a8, b8) = output.context.sixteenth.chunk(2), output.context.eighth.chunk(2)
-    return MiniViews(output, network.relate(MiniContext(a16, a8), MiniContext(b16, b8)))
+    assert raw.context is not None
+    (a16, b16), (a8, b8) = raw.context.sixteenth.chunk(2), raw.context.eighth.chunk(2)
+    first, second = network.relate(MiniContext(a16, a8), MiniContext(b16, b8))
+    return MiniViews(output, (_full(first), _full(second)))
+
+
+def _full(view: PairOutput) -> PairOutput:
+    return PairOutput(view.coarse.float(), view.seen.float())
 
 
 def sample_map(values: Tensor, points: Tensor, step: int) -> Tensor:

@@ -108,8 +108,9 @@ def test_total_is_the_weighted_sum(data):
         weight * (value[key] + 0.3 * value[f'clean_{key}'])
         for key, weight in (('encoder', 2.0), ('decoder', 3.0), ('correspondence', 0.5))
     )
-    match = 0.5 * value['single'] + value['pair'] + value['fine'] + 0.2 * value['seen']
-    assert float(total) == pytest.approx(distil + 0.25 * match + 0.75 * value['reliability'], rel=1e-5)
+    match = 0.5 * value['single'] + value['pair'] + value['fine']
+    chances = value['reliability'] + 0.2 / 0.3 * value['seen']
+    assert float(total) == pytest.approx(distil + 0.25 * match + 0.75 * chances, rel=1e-5)
 
 
 @pytest.mark.parametrize('make', [mini, two_view])
@@ -141,6 +142,19 @@ def test_encoder_alone_leaves_the_decoder_out(data):
     assert set(parts) == {'encoder', 'clean_encoder'}
     with_gradient = {name.split('.')[0] for name, value in student.named_parameters() if value.grad is not None}
     assert with_gradient == {'patch_embed', 'enc_blocks'}
+
+
+@pytest.mark.parametrize('make', [mini, two_view])
+def test_half_precision_gives_nearly_the_same_losses(make, data):
+    subject = MiniSubject if make is mini else TwoViewSubject
+    totals = []
+    for precision in ('fp32', 'bf16'):
+        task = DistillTask(subject(make(1)), subject(make()), data, DistillConfig(matching=1.0), precision=precision)
+        total, _ = task.losses(data.make(0, 4), generator())
+        total.backward()
+        assert all(value.grad.isfinite().all() for value in task.network.parameters() if value.grad is not None)
+        totals.append(float(total))
+    assert totals[0] != totals[1] and totals[1] == pytest.approx(totals[0], rel=0.05)
 
 
 def test_teacher_is_never_trained(data):

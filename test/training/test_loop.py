@@ -83,6 +83,17 @@ def test_time_limit_stops_and_leaves_a_checkpoint(maker, tmp_path):
     assert (tmp_path / CHECKPOINT).exists() and stopped.step == 0
 
 
+def test_training_by_time_ends_with_a_small_rate(maker, tmp_path):
+    timed = trainer(maker, tmp_path, steps=10_000, span_minutes=0.01)
+    assert timed.run()
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert timed.step < 10_000 and timed.seconds >= 0.6
+    rates = [line['learning_rate'] for line in lines]
+    assert all(b < a for a, b in pairwise(rates)) and len(rates) == timed.step
+    # What is over stays over.
+    assert trainer(maker, tmp_path, steps=10_000, span_minutes=0.01).run()
+
+
 def test_dying_while_writing_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / CHECKPOINT
     write_atomically(path, {'step': 1})
@@ -105,7 +116,7 @@ def test_checkpoint_of_another_network_is_refused(maker, tmp_path):
 
 def test_learning_rate_rises_then_falls_to_zero():
     config = LoopConfig(steps=100, warm_up=10, learning_rate=1.0)
-    rates = [learning_rate(config, step) for step in range(101)]
+    rates = [learning_rate(config, step, step / 100) for step in range(101)]
     assert rates[0] < 0.1 and max(rates) > 0.95 and rates[100] == pytest.approx(0.0, abs=1e-9)
     assert all(b <= a for a, b in pairwise(rates[12:]))
 
