@@ -46,6 +46,9 @@ class FolderConfig(Config):
         choices=('binned', 'mosaic'),
     )
     reach: int = setting(4, 'Largest distance between the two views of a pair in the recording.', minimum=1)
+    most_views: int = setting(
+        600, 'Views kept in memory; of a longer recording every second, third, ... is taken.', minimum=2
+    )
     jitter: float = setting(0.1, 'Spread of the shift between the crops, in widths.', minimum=0.0, maximum=0.5)
 
 
@@ -89,7 +92,12 @@ class RecordedPairs:
         self.config, self.exposure = config or FolderConfig(), exposure or ExposureConfig()
         self.device = torch.device(device)
         self.bracketed = (path / CLEAN).is_dir()
-        self._views = _bracketed(path, decode) if self.bracketed else _clean(path, decode)
+        if self.bracketed:
+            self._views = _bracketed(path, decode)
+        else:
+            self._views = _clean(path, decode, self.config)
+        # A lens cap teaches nothing.
+        self._views = [view for view in self._views if float(view.clean.signal().mean()) > 0]
         if len(self._views) < 2:
             raise DataError(f'{path} holds {len(self._views)} usable view: training needs two or more')
         for view in self._views:
@@ -185,8 +193,17 @@ def _planes(frame: Frame) -> Planes:
     return to_planes(replace(frame, camera=None), binning)
 
 
-def _clean(path: Path, decode: DecodeOptions | None) -> list[_View]:
-    return [_View(frame, _planes(frame), ()) for frame in open_source(path, decode=decode)]
+def _clean(path: Path, decode: DecodeOptions | None, config: FolderConfig) -> list[_View]:
+    source = open_source(path, decode=decode)
+    stride = -(-len(source) // config.most_views)
+    if stride > 1:
+        source = open_source(path, decode=decode, stride=stride)
+    return [_View(_kept(frame, config.noise == 'mosaic'), _planes(frame), ()) for frame in source]
+
+
+def _kept(frame: Frame, whole: bool) -> Frame:
+    """The frame, without its mosaic where nobody will look at it: those of a recording fill the memory."""
+    return frame if whole else replace(frame, mosaic=frame.mosaic[:0, :0].copy())
 
 
 def _bracketed(path: Path, decode: DecodeOptions | None) -> list[_View]:
@@ -205,7 +222,7 @@ def _bracketed(path: Path, decode: DecodeOptions | None) -> list[_View]:
         if wrong:
             raise DataError(f'{path}: {frame.name} is {planes.size[0]}x{planes.size[1]} clean, {wrong[0]} dark')
         if partners:
-            views.append(_View(frame, planes, tuple(partners)))
+            views.append(_View(_kept(frame, False), planes, tuple(partners)))
     if not views:
         raise DataError(f'{path}: no file of {NOISY}*/ has the name of one of {CLEAN}/')
     return views

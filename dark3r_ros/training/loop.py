@@ -31,6 +31,7 @@ from dark3r_ros.training.parallel import Group
 from dark3r_ros.training.record import Record
 
 CHECKPOINT = 'checkpoint.pt'
+_MOST_LEFT_OUT = 50  # steps in a row without a usable gradient
 
 
 class Task(Protocol):
@@ -144,6 +145,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW([g for g in groups if g['params']], lr=config.learning_rate)
         self.step = 0
         self.seconds = 0.0
+        self._left_out = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -264,6 +266,14 @@ class Trainer:
         if bool(norm.isfinite()):
             self.optimiser.step()
             self._follow()
+            self._left_out = 0
+        else:
+            self._left_out += 1
+        if self._left_out == _MOST_LEFT_OUT:
+            raise DataError(
+                f'the losses of {_MOST_LEFT_OUT} steps in a row were not finite: go on from '
+                f'{self.folder / CHECKPOINT} with a lower learning rate, or look for values that are not finite in the data'
+            )
         self.step += 1
         elapsed = time.monotonic() - began
         self.seconds += elapsed

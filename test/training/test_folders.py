@@ -94,6 +94,16 @@ def test_noise_of_clean_views_has_the_stated_snr(tmp_path, noise):
     assert np.median(ratios) == pytest.approx(level, abs=0.4)
 
 
+def test_long_recordings_are_thinned_and_black_views_left_out(tmp_path):
+    frames = [clean_mosaic(n) + BLACK for n in range(7)]
+    frames[4] = np.full((HEIGHT, WIDTH), BLACK)
+    write_mosaics(tmp_path / 'seq', frames)
+    data = RecordedPairs(tmp_path / 'seq', 64, 64, FolderConfig(most_views=4))
+    assert [view.frame.name for view in data._views] == ['view00.png', 'view02.png', 'view06.png']
+    assert all(view.frame.mosaic.size == 0 for view in data._views)
+    assert data.make(0, 4).image_a.isfinite().all()
+
+
 def test_sources_are_named(tmp_path, bracketed):
     assert parse_spec('sim@2.5') == ('sim', 2.5) and parse_spec('a/b') == ('a/b', 1.0)
     config = SourceConfig(width=64, height=64)

@@ -178,6 +178,16 @@ def test_frozen_statistics_stay(maker, tmp_path):
     assert 'stage8.0.1.running_var' not in frozen.average
 
 
+def test_a_training_that_is_lost_says_so(maker, tmp_path):
+    lost = trainer(maker, tmp_path, steps=1000)
+    with torch.no_grad():
+        lost.task.network.coarse_head.bias.fill_(float('nan'))
+    with pytest.raises(DataError, match='not finite'):
+        lost.run()
+    assert lost.step == 49
+    assert lost.average['stage8.0.0.weight'].isfinite().all()
+
+
 def test_nothing_to_train_is_told(maker, tmp_path):
     network = MiniNetwork(SMALL).requires_grad_(False)
     with pytest.raises(ConfigError, match='nothing of the network'):
