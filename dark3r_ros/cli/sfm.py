@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dark3r_ros.cli.common import (
     add_config_arguments,
@@ -21,10 +22,10 @@ from dark3r_ros.cli.common import (
 )
 from dark3r_ros.config import to_mapping
 from dark3r_ros.errors import DataError, ReconstructionError
-from dark3r_ros.matching.registry import PREDICTORS, make_predictor
+from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.noise import resolve_noise
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
-from dark3r_ros.sfm.pipeline import SfmRun
+from dark3r_ros.sfm.pipeline import SfmRun, ShardDone
 from dark3r_ros.storage.files import check_target, check_writable
 from dark3r_ros.storage.sequence import read_cameras_json
 from dark3r_ros.storage.source import open_source
@@ -81,17 +82,23 @@ def run(args: argparse.Namespace) -> int:
     predictor = make_predictor(args.predictor, noise=noise, mini=OFFLINE_MINI)
     source = _open(args)
     samples = SampleCollector(len(source), network_width=config.network_width, binning=config.binning)
-    maker = SfmRun(config, predictor, noise, progress)
-    reconstruction = maker(_offered(source, samples), len(source))
+    work = args.output.absolute().parent / f'.{args.output.name}.sfm'
+    maker = SfmRun(config, predictor, noise, progress, work)
+    try:
+        reconstruction = maker(_offered(source, samples), len(source))
+    except ShardDone:
+        return 0
     for warning in source.warnings:
         print(f'dark3r: warning: {warning}', file=sys.stderr)
-    _check_posed(reconstruction)
+    if not any(frame.world_from_camera is not None for frame in reconstruction.frames):
+        shutil.rmtree(work, ignore_errors=True)  # another try with these pairs would end the same
+        _explain_failure(reconstruction)
     report = {
         'wall_s': time.perf_counter() - began,
         'stages_s': maker.seconds,
         'predictor': predictor.name,
         'predictor_fingerprint': predictor.fingerprint,
-        'weights_sha256': None if predictor.name == PREDICTORS[0] else predictor.fingerprint,
+        'weights_sha256': None if predictor.name == 'classical' else predictor.fingerprint,
         'sfm': maker.notes,
         'config': {
             'sfm': to_mapping(config),
@@ -106,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_report:
         full = build_report(reconstruction, report)
         write_report(args.output, reconstruction, full, samples=samples.pictures(predictor))
+    shutil.rmtree(work, ignore_errors=True)
     _print_summary(args, reconstruction, report)
     return 0
 
@@ -117,13 +125,11 @@ def _offered(source: Iterable[Frame], samples: Any) -> Iterator[Frame]:
         yield frame
 
 
-def _check_posed(reconstruction: Reconstruction) -> None:
+def _explain_failure(reconstruction: Reconstruction) -> NoReturn:
     """Say why no frame got a pose."""
     frames = reconstruction.frames
     if not frames:
         raise DataError('the input holds no usable frame')
-    if any(frame.world_from_camera is not None for frame in frames):
-        return
     if len(frames) == 1:
         raise ReconstructionError('one frame alone cannot be reconstructed: give two or more')
     reasons = [frame.reason for frame in frames]

@@ -20,6 +20,18 @@ class SfmConfig(Config):
         0, 'Side of the block of raw pixels averaged into one value; 0 chooses one for network_width.', minimum=0
     )
     network_width: int = setting(320, 'Width that the automatic binning aims at.', unit='px', minimum=64, maximum=4096)
+    complete_views: int = setting(60, 'All pairs are matched in sets of no more views than these.', minimum=2)
+    temporal_window: int = setting(3, 'Neighbours in time that each view of a large set is matched with.', minimum=1)
+    nearest_views: int = setting(
+        8, 'Views that look most alike that each view of a large set is matched with.', minimum=0, maximum=200
+    )
+    pair_matches: int = setting(800, 'Most confident matches kept of a pair; 0 keeps all.', minimum=0)
+    poor_share: float = setting(
+        0.25,
+        'Views with less than this share of the median matchable content take no part in the start.',
+        minimum=0.0,
+        maximum=1.0,
+    )
     min_inliers: int = setting(20, 'Fewest matches that must agree with the geometry of a pair.', minimum=8)
     min_inlier_share: float = setting(
         0.12, 'Smallest share of the matches of a pair that must agree with its geometry.', minimum=0.0, maximum=1.0

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,11 +61,6 @@ class VerifiedPair:
         )
 
 
-def complete_graph(count: int) -> list[tuple[int, int]]:
-    """All pairs of `count` views, near ones in time first."""
-    return [(number, number + step) for step in range(1, count) for number in range(count - step)]
-
-
 def thin_pairs(pairs: Sequence[VerifiedPair], per_view: int) -> list[VerifiedPair]:
     """Matches of the keypoints that most pairs found, at most `per_view` a view: what a start needs, at less cost."""
     held: dict[int, list[Index]] = {}
@@ -116,7 +111,7 @@ def verify(
     geometry = _geometry(first, second, matches, config)
     if geometry is None or geometry.inliers.sum() < config.min_inlier_share * len(matches):
         return None
-    return make_pair(pair, views, matches, geometry)
+    return make_pair(pair, views, matches, geometry, config.pair_matches)
 
 
 def _geometry(first: View, second: View, matches: Correspondences, config: SfmConfig) -> TwoViewGeometry | None:
@@ -127,10 +122,12 @@ def _geometry(first: View, second: View, matches: Correspondences, config: SfmCo
 
 
 def make_pair(
-    pair: tuple[int, int], views: Sequence[View], matches: Correspondences, geometry: TwoViewGeometry
+    pair: tuple[int, int], views: Sequence[View], matches: Correspondences, geometry: TwoViewGeometry, most: int = 0
 ) -> VerifiedPair:
-    """Inliers of a geometry."""
+    """Inliers of a geometry, the `most` confident of them unless that is 0."""
     kept = matches.select(geometry.inliers)
+    if 0 < most < len(kept):
+        kept = kept.select(np.sort(np.argsort(-kept.confidence, kind='stable')[:most]))
     identity_first, identity_second, star = identities(kept, views[pair[0]], views[pair[1]])
     return VerifiedPair(
         pair[0],
@@ -147,10 +144,9 @@ def make_pair(
     )
 
 
-def match_pairs(
-    pairs: Iterable[tuple[int, int]], views: Sequence[View], predictor: Predictor, config: SfmConfig
-) -> Iterator[VerifiedPair | None]:
-    """Match and verify each pair, in order; None where the views do not see the same."""
-    for first, second in pairs:
-        matches = predictor.match([(views[first].features, views[second].features)])[0]
-        yield verify((first, second), views, matches, config)
+def match_pair(
+    pair: tuple[int, int], views: Sequence[View], predictor: Predictor, config: SfmConfig
+) -> VerifiedPair | None:
+    """Match and verify two views; None where they do not see the same."""
+    matches = predictor.match([(views[pair[0]].features, views[pair[1]].features)])[0]
+    return verify(pair, views, matches, config)

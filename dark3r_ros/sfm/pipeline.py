@@ -3,25 +3,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dark3r_ros.config import to_mapping
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.sfm.config import SfmConfig
+from dark3r_ros.sfm.graph import pair_graph, poor_views
 from dark3r_ros.sfm.late import pose_remaining, supported
-from dark3r_ros.sfm.pairs import VerifiedPair, complete_graph, match_pairs
+from dark3r_ros.sfm.pairs import VerifiedPair, match_pair
 from dark3r_ros.sfm.refine import Refined, refine
 from dark3r_ros.sfm.rematch import rematch, rematched_tracks
 from dark3r_ros.sfm.result import build_reconstruction
+from dark3r_ros.sfm.shards import Shard
 from dark3r_ros.sfm.start import first_poses
+from dark3r_ros.sfm.store import PairStore
 from dark3r_ros.sfm.tracks import Tracks, build_tracks, merge_stars
 from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.views import View, take_views
@@ -31,6 +39,10 @@ Array = NDArray[np.float64]
 Progress = Callable[[Iterable[Any], int, str], Iterator[Any]]
 
 STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late')
+
+
+class ShardDone(Exception):  # noqa: N818, an end and no error
+    """A helping process has made its share of the pairs; another one goes on."""
 
 
 def quiet(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
@@ -44,6 +56,7 @@ class SfmRun:
 
     Attributes
     ----------
+    work: folder where finished pairs are kept, so that a run that was killed goes on; None keeps nothing.
     seconds: wall time by stage. notes: choices made and what was found, for the report.
 
     """
@@ -52,6 +65,7 @@ class SfmRun:
     predictor: Predictor
     noise: NoiseModel | None = None
     progress: Progress = quiet
+    work: Path | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -67,7 +81,7 @@ class SfmRun:
             pairs = self._pairs(views)
         tracks = build_tracks(views, pairs)
         with self._timed('start'):
-            poses, self.notes['start'] = first_poses(views, pairs, self.config)
+            poses = self._start(views, pairs)
         if not poses:
             return self._finish(views, {}, _nothing(tracks), tracks, self._reasons(views, pairs))
         with self._timed('adjust'):
@@ -90,12 +104,47 @@ class SfmRun:
     # ------------------------------------------------------------------ stages
 
     def _pairs(self, views: Sequence[View]) -> list[VerifiedPair]:
-        usable = [number for number, view in enumerate(views) if view.usable]
-        graph = [(usable[a], usable[b]) for a, b in complete_graph(len(usable))]
-        found = match_pairs(graph, views, self.predictor, self.config)
-        pairs = [pair for pair in self.progress(found, len(graph), 'pairs') if pair is not None]
-        self.notes['pairs'] = {'tried': len(graph), 'verified': len(pairs)}
+        """Verified pairs, from disk where an earlier run or another process made them. Raises ShardDone in helpers."""
+        shard = Shard.of_environment()
+        graph = pair_graph(views, self.config)
+        with ExitStack() as stack:
+            folder = self.work or Path(stack.enter_context(TemporaryDirectory(prefix='dark3r_sfm_')))
+            store = PairStore(folder, self._identity(views), shard.rank)
+            stack.callback(store.close)
+            done = store.done()
+            missing = [pair for pair in shard.share(graph) if pair not in done]
+            for pair in self.progress(missing, len(missing), 'pairs'):
+                store.add(pair, match_pair(pair, views, self.predictor, self.config))
+            shard.wait()
+            if not shard.leads:
+                raise ShardDone
+            found = {pair: result for pair, result in store.read() if result is not None}
+        pairs = [found[pair] for pair in graph if pair in found]
+        self.notes['pairs'] = {
+            'tried': len(graph),
+            'verified': len(pairs),
+            'resumed': len(done & set(graph)),
+            'matches': sum(len(pair) for pair in pairs),
+        }
         return pairs
+
+    def _identity(self, views: Sequence[View]) -> dict[str, object]:
+        """What stored pairs belong to."""
+        stamps = json.dumps([[view.stamp_ns, view.name, view.usable] for view in views]).encode()
+        return {
+            'predictor': self.predictor.fingerprint,
+            'config': to_mapping(self.config),
+            'views': len(views),
+            'stamps': hashlib.blake2b(stamps, digest_size=8).hexdigest(),
+        }
+
+    def _start(self, views: Sequence[View], pairs: Sequence[VerifiedPair]) -> dict[int, Array]:
+        """First poses of the views that are good enough to build upon."""
+        poor = poor_views(views, self.config.poor_share)
+        good = [pair for pair in pairs if pair.first not in poor and pair.second not in poor]
+        self.notes['set_aside'] = sorted(poor)
+        poses, self.notes['start'] = first_poses(views, good or pairs, self.config)
+        return poses
 
     def _refine(self, tracks: Tracks, poses: dict[int, Array], views: Sequence[View]) -> Refined:
         parallax = np.radians(self.config.min_parallax)
