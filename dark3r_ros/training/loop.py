@@ -272,7 +272,7 @@ class Trainer:
         if self._left_out == _MOST_LEFT_OUT:
             raise DataError(
                 f'the losses of {_MOST_LEFT_OUT} steps in a row were not finite: go on from '
-                f'{self.folder / CHECKPOINT} with a lower learning rate, or look for values that are not finite in the data'
+                f'{self.folder / CHECKPOINT} with a lower learning rate, or look for bad values in the data'
             )
         self.step += 1
         elapsed = time.monotonic() - began
