@@ -168,6 +168,17 @@ class PointCloud:
 
 
 @dataclass(frozen=True, eq=False)
+class DepthMap:
+    """Depth of one view: depth (h, w) float32 along the optical axis in the unit of the poses, 0 where it is unknown.
+
+    `confidence` (h, w) float32 lies in 0..1.
+    """
+
+    depth: Float32Array
+    confidence: Float32Array
+
+
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """Camera poses over time: stamps (N,) int64 nanoseconds and world_from_camera (N, 4, 4) float64."""
 

@@ -25,7 +25,9 @@ from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.noise import resolve_noise
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
+from dark3r_ros.sfm.fusion import write_mesh
 from dark3r_ros.sfm.pipeline import SfmRun, ShardDone
+from dark3r_ros.sfm.result import world_poses
 from dark3r_ros.storage.files import check_target, check_writable
 from dark3r_ros.storage.sequence import read_cameras_json
 from dark3r_ros.storage.source import open_source
@@ -109,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
         'input_path': str(Path(args.input).absolute()),
         'warnings': list(source.warnings),
     }
-    write_result(args.output, reconstruction, report, overwrite=args.overwrite)
+    write_result(args.output, reconstruction, report, overwrite=args.overwrite, depths=maker.depths)
+    if config.mesh:
+        write_mesh(args.output / 'mesh.ply', maker.depths, maker.views, world_poses(reconstruction))
     if not args.no_report:
         full = build_report(reconstruction, report)
         write_report(args.output, reconstruction, full, samples=samples.pictures(predictor))

@@ -35,6 +35,8 @@ from dark3r_ros.simulation.frames import SimulatedFrame
 from dark3r_ros.storage.result import jsonable, write_result
 from dark3r_ros.types import Frame, Reconstruction
 
+# Poses are what the ladder scores.
+LADDER_SFM = SfmConfig(dense=False)
 ROW_FILE = 'ladder_row.json'
 
 
@@ -77,7 +79,7 @@ def _map(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction,
 
 
 def _sfm(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction, dict[str, Any]]:
-    run = SfmRun(SfmConfig(), predictor)
+    run = SfmRun(LADDER_SFM, predictor)
     return run(frames), {'stages_s': run.seconds, 'sfm': run.notes}
 
 
@@ -89,7 +91,7 @@ ENGINES = {'map': _map, 'sfm': _sfm, 'colmap': _colmap}
 
 
 def _config(engine: str) -> dict[str, Any]:
-    return {'map': to_mapping(MappingConfig()), 'sfm': to_mapping(SfmConfig())}.get(engine, {})
+    return {'map': to_mapping(MappingConfig()), 'sfm': to_mapping(LADDER_SFM)}.get(engine, {})
 
 
 def run_row(

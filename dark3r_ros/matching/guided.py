@@ -96,6 +96,23 @@ class GuidedPair:
             sampled = functional.grid_sample(chances[:, None], grid[:, :, None], align_corners=False)[:, 0, :, 0]
             return (sampled + floor).log().double().cpu().numpy()
 
+    def fine_evidence(self, fine: Tensor, pixels: Array) -> Array:
+        """Logarithm (M, S) of how much better than on average fine descriptors (M, F) of a fit pixels (M, S, 2) of b.
+
+        Outside the view it is zero: nothing is known.
+        """
+        height, width = self._b.shape
+        with torch.inference_mode():
+            maps = self._b.fine.float().T.reshape(1, -1, height, width)
+            places = torch.from_numpy(pixels).to(maps)
+            extent = torch.tensor([width, height], dtype=maps.dtype, device=maps.device) * FINE
+            grid = (places + 0.5) * (2.0 / extent) - 1.0
+            found = functional.grid_sample(maps, grid[None], align_corners=False)[0]
+            logits = self._fine_scale * torch.einsum('mf,fms->ms', fine, found)
+            logits = logits - logits.logsumexp(1, keepdim=True) + float(np.log(pixels.shape[1]))
+            inside = (grid.abs() < 1).all(-1)
+            return torch.where(inside, logits, 0.0).double().cpu().numpy()
+
     def search_near(self, queries: Queries, predicted: Array, radius: float) -> Near:
         """Find queries of a within `radius` pixels (a square window) of predicted pixels (M, 2) of b.
 

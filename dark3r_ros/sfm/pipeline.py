@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,29 +16,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.config import to_mapping
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.sfm.config import SfmConfig
+from dark3r_ros.sfm.dense import depth_maps
+from dark3r_ros.sfm.fusion import fuse
 from dark3r_ros.sfm.graph import pair_graph, poor_views
 from dark3r_ros.sfm.late import pose_remaining, supported
 from dark3r_ros.sfm.pairs import VerifiedPair, match_pair
 from dark3r_ros.sfm.refine import Refined, refine
 from dark3r_ros.sfm.rematch import rematch, rematched_tracks
-from dark3r_ros.sfm.result import build_reconstruction
+from dark3r_ros.sfm.result import build_reconstruction, world_poses
 from dark3r_ros.sfm.shards import Shard
 from dark3r_ros.sfm.start import first_poses
 from dark3r_ros.sfm.store import PairStore
 from dark3r_ros.sfm.tracks import Tracks, build_tracks, merge_stars
 from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.views import View, take_views
-from dark3r_ros.types import Frame, Reconstruction
+from dark3r_ros.types import DepthMap, Frame, Reconstruction
 
 Array = NDArray[np.float64]
 Progress = Callable[[Iterable[Any], int, str], Iterator[Any]]
 
-STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late')
+STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late', 'dense')
+# Settings that the pairs depend on.
+_PAIR_SETTINGS = (
+    'binning',
+    'network_width',
+    'min_inliers',
+    'min_inlier_share',
+    'max_error',
+    'complete_views',
+    'temporal_window',
+    'nearest_views',
+    'pair_matches',
+)
 
 
 class ShardDone(Exception):  # noqa: N818, an end and no error
@@ -58,6 +71,7 @@ class SfmRun:
     ----------
     work: folder where finished pairs are kept, so that a run that was killed goes on; None keeps nothing.
     seconds: wall time by stage. notes: choices made and what was found, for the report.
+    depths: depth map by frame, where they were made. views: the frames as they were used.
 
     """
 
@@ -68,6 +82,8 @@ class SfmRun:
     work: Path | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     notes: dict[str, Any] = field(default_factory=dict)
+    depths: dict[int, DepthMap] = field(default_factory=dict)
+    views: list[View] = field(default_factory=list)
 
     def __call__(self, frames: Iterable[Frame], expected: int = 0) -> Reconstruction:
         """Reconstruct frames in any order of time; views without a pose say why.
@@ -76,7 +92,7 @@ class SfmRun:
         """
         with self._timed('encode'):
             taken = take_views(frames, self.predictor, self.config, self.noise)
-            views = list(self.progress(taken, expected, 'encoding'))
+            self.views = views = list(self.progress(taken, expected, 'encoding'))
         with self._timed('pairs'):
             pairs = self._pairs(views)
         tracks = build_tracks(views, pairs)
@@ -133,7 +149,7 @@ class SfmRun:
         stamps = json.dumps([[view.stamp_ns, view.name, view.usable] for view in views]).encode()
         return {
             'predictor': self.predictor.fingerprint,
-            'config': to_mapping(self.config),
+            'config': {name: getattr(self.config, name) for name in _PAIR_SETTINGS},
             'views': len(views),
             'stamps': hashlib.blake2b(stamps, digest_size=8).hexdigest(),
         }
@@ -190,7 +206,13 @@ class SfmRun:
         tracks: Tracks,
         reasons: dict[int, str],
     ) -> Reconstruction:
-        return build_reconstruction(views, poses, structure, tracks, reasons)
+        reconstruction = build_reconstruction(views, poses, structure, tracks, reasons)
+        if not (self.config.dense and poses and isinstance(self.predictor, MiniPredictor)):
+            return reconstruction
+        with self._timed('dense'):
+            self.depths = depth_maps(views, poses, structure, self.predictor, progress=self.progress)
+            cloud = fuse(self.depths, views, world_poses(reconstruction))
+        return replace(reconstruction, cloud=cloud) if len(cloud) else reconstruction
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

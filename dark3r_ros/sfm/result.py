@@ -64,6 +64,15 @@ def build_reconstruction(
     return Reconstruction(camera, tuple(records), cloud, observations)
 
 
+def world_poses(reconstruction: Reconstruction) -> dict[int, Array]:
+    """Poses world_from_camera by number of the frame."""
+    return {
+        number: frame.world_from_camera
+        for number, frame in enumerate(reconstruction.frames)
+        if frame.world_from_camera is not None
+    }
+
+
 def _colors(views: Sequence[View], tracks: Tracks) -> NDArray[np.uint8]:
     centre = tracks.centre
     colors = np.zeros((len(tracks), 3), np.uint8)

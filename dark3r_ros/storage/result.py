@@ -7,6 +7,7 @@ import json
 import math
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import numpy as np
 from dark3r_ros.errors import DataError
 from dark3r_ros.storage.cloud import read_ply, write_ply
 from dark3r_ros.storage.colmap import frame_name, write_colmap
+from dark3r_ros.storage.depth import depth_unit, write_depths
 from dark3r_ros.storage.files import replacing_folder, write_text
 from dark3r_ros.storage.nerfstudio import write_transforms
 from dark3r_ros.storage.sequence import SequenceImage, read_cameras_json, write_cameras_json
 from dark3r_ros.storage.trajectory import write_tum
-from dark3r_ros.types import FrameRecord, Observations, PointCloud, Reconstruction
+from dark3r_ros.types import DepthMap, FrameRecord, Observations, PointCloud, Reconstruction
 
 REPORT_FILE = 'report.json'
 FORMAT = 1
@@ -113,9 +115,14 @@ def write_report_json(folder: Path | str, report: dict[str, Any]) -> None:
 
 
 def write_result(
-    folder: Path | str, reconstruction: Reconstruction, report: dict[str, Any], *, overwrite: bool = False
+    folder: Path | str,
+    reconstruction: Reconstruction,
+    report: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    depths: Mapping[int, DepthMap] | None = None,
 ) -> None:
-    """Write trajectory, keyframes, cloud, cameras, exports and report.json into a result folder.
+    """Write trajectory, keyframes, cloud, cameras, exports, depth maps by frame and report.json into a result folder.
 
     All or nothing: everything is written beside the folder and renamed at the end. An existing result is replaced
     only with `overwrite`, any other folder with content never. Raises OutputError (unwritable, full disk, exists).
@@ -124,10 +131,14 @@ def write_result(
         write_tum(target / 'trajectory.tum', reconstruction.trajectory())
         write_tum(target / 'keyframes.tum', reconstruction.trajectory(keyframes_only=True))
         write_ply(target / 'cloud.ply', reconstruction.cloud)
+        files = write_depths(target, reconstruction, depths or {})
         images = [
-            SequenceImage(frame_name(frame), frame.stamp_ns, frame.world_from_camera) for frame in reconstruction.frames
+            SequenceImage(frame_name(frame), frame.stamp_ns, frame.world_from_camera, files.get(number, ''))
+            for number, frame in enumerate(reconstruction.frames)
         ]
-        extra = {'gt': 'none: poses and intrinsics are estimates', 'name': Path(folder).name}
+        extra: dict[str, Any] = {'gt': 'none: poses and intrinsics are estimates', 'name': Path(folder).name}
+        if files:
+            extra['depth_unit'] = depth_unit(depths or {})
         write_cameras_json(
             target / 'cameras.json',
             reconstruction.camera,
