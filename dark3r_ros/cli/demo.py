@@ -32,7 +32,7 @@ NAME = 'demo'
 HELP = 'simulate a dark tunnel, map it through ROS 2 and score the result'
 EXAMPLE = 'dark3r demo -o out/demo --snr 10 --seconds 20'
 
-DEFAULT_SNR_DB = 10.0
+DEFAULT_SNR_DB = -4.0
 NOISE = 'starvis'
 _LOCKSTEP = 4
 _START_SECONDS = 90.0
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULT_SNR_DB,
         metavar='DB',
-        help='signal-to-noise ratio of the frames; the classical matcher needs about +5 dB (default: %(default)s)',
+        help='signal-to-noise ratio of the frames (default: %(default)s)',
     )
     parser.add_argument('--seconds', type=float, default=20.0, help='length of the drive (default: %(default)s)')
     parser.add_argument('--rate', type=float, default=10.0, help='frames per second (default: %(default)s)')

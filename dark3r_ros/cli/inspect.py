@@ -17,7 +17,7 @@ from dark3r_ros.cli.common import add_decode_arguments, decode_options, print_js
 from dark3r_ros.cli.inspect_pair import inspect_pair, pair_line
 from dark3r_ros.errors import Dark3rError, DataError
 from dark3r_ros.geometry.camera import Camera
-from dark3r_ros.matching.registry import make_predictor
+from dark3r_ros.matching.registry import PREDICTORS, make_predictor
 from dark3r_ros.raw.noise import NoiseModel, resolve_noise
 from dark3r_ros.storage.bag_reader import BagReader, is_bag
 from dark3r_ros.storage.bag_source import BagSource
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--pair', type=int, nargs=2, metavar=('A', 'B'), help='match frames number A and B and draw that instead'
     )
     parser.add_argument(
-        '--predictor', default='classical', metavar='NAME|FILE', help='matcher of --pair (default: %(default)s)'
+        '--predictor', default=PREDICTORS[0], metavar='NAME|FILE', help='matcher of --pair (default: %(default)s)'
     )
     add_decode_arguments(parser)
 

@@ -23,6 +23,7 @@ from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.classical import ClassicalConfig
+from dark3r_ros.matching.mini import MiniMatchConfig
 from dark3r_ros.matching.registry import PREDICTORS, make_predictor
 from dark3r_ros.raw.checks import check_frame
 from dark3r_ros.raw.noise import resolve_noise
@@ -45,12 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--predictor',
         default=PREDICTORS[0],
         metavar='NAME|FILE',
-        help='matcher: classical, a weight file or a folder of export-engine (default: %(default)s)',
+        help='matcher: mini, classical, a weight file or a folder of export-engine (default: %(default)s)',
     )
     parser.add_argument('--noise', default='', metavar='NAME|FILE', help='noise preset or YAML of calibrate-noise')
     parser.add_argument('--no-report', action='store_true', help='leave out report.html and its pictures')
     parser.add_argument('--json', action='store_true', help='print the figures as JSON')
     add_config_arguments(parser, MappingConfig, 'mapping')
+    add_config_arguments(parser, MiniMatchConfig, 'mini', 'mini')
     add_config_arguments(parser, ClassicalConfig, 'classical matcher', 'classical')
     add_decode_arguments(parser)
 
@@ -80,8 +82,9 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     mapping = config_from_arguments(args, MappingConfig)
     classical = config_from_arguments(args, ClassicalConfig, 'classical')
+    mini = config_from_arguments(args, MiniMatchConfig, 'mini')
     noise = resolve_noise(args.noise) if args.noise else None
-    predictor = make_predictor(args.predictor, noise=noise, classical=classical)
+    predictor = make_predictor(args.predictor, noise=noise, classical=classical, mini=mini)
     pipeline = MappingPipeline(mapping, predictor, noise)
     source = _open(args)
     samples = SampleCollector(len(source), network_width=mapping.network_width, binning=mapping.binning)
@@ -103,9 +106,10 @@ def run(args: argparse.Namespace) -> int:
         'stages_s': pipeline.stage_seconds,
         'predictor': predictor.name,
         'predictor_fingerprint': predictor.fingerprint,
-        'weights_sha256': None if predictor.name == PREDICTORS[0] else predictor.fingerprint,
+        'weights_sha256': None if predictor.name == 'classical' else predictor.fingerprint,
         'config': {
             'mapping': to_mapping(mapping),
+            'mini': to_mapping(mini),
             'classical': to_mapping(classical),
             'decode': to_mapping(decode_options(args)),
             'noise': to_mapping(noise) if noise else None,

@@ -9,15 +9,16 @@ from dark3r_ros.errors import ConfigError
 from dark3r_ros.matching.classical import ClassicalConfig, ClassicalPredictor
 from dark3r_ros.matching.learned import LearnedConfig, load_predictor
 from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor, is_mini
+from dark3r_ros.model.mini import BUNDLED_TEACHER
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 
-PREDICTORS = ('classical', 'mini')
+PREDICTORS = ('mini', 'mini-teacher', 'classical')
 WEIGHT_SUFFIXES = ('.safetensors', '.pth')
 
 
 def make_predictor(
-    name: str = 'classical',
+    name: str = PREDICTORS[0],
     *,
     noise: NoiseModel | None = None,
     classical: ClassicalConfig | None = None,
@@ -29,8 +30,8 @@ def make_predictor(
 
     Parameters
     ----------
-    name: `classical`, `mini`, or the path of a weight file (.safetensors, .pth) or of a folder of
-        `dark3r export-engine`.
+    name: `mini` (the bundled student), `mini-teacher` (its teacher, for light), `classical`, or the path of a weight
+        file (.safetensors, .pth) or of a folder of `dark3r export-engine`.
     noise: the camera's noise model where it is known, for the classical one.
     classical, learned, mini: settings of each kind. device: `auto`, `cpu` or `cuda`, for a network.
 
@@ -39,6 +40,8 @@ def make_predictor(
         return ClassicalPredictor(classical, noise)
     if name == 'mini':
         return MiniPredictor(config=mini, device=device)
+    if name == 'mini-teacher':
+        return MiniPredictor(BUNDLED_TEACHER, mini, device=device)
     path = Path(name).expanduser()
     if is_mini(path):
         return MiniPredictor(path, mini, device=device)

@@ -30,7 +30,8 @@ from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.model.cross_view import CrossView
 
 HEADER_KEY = 'dark3r_mini'
-BUNDLED = Path(__file__).parent / 'weights_mini' / 'mini.safetensors'
+BUNDLED = Path(__file__).parent / 'weights_mini' / 'mini.safetensors'  # the student
+BUNDLED_TEACHER = BUNDLED.with_name('mini_teacher.safetensors')
 COARSE, FINE, SMALLEST = 8, 2, 32  # pixels per coarse and per fine descriptor; image sides are padded to SMALLEST
 
 

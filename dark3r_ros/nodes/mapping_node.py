@@ -21,6 +21,7 @@ from dark3r_ros.mapping.events import FrameUnposed, StateChanged
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.learned import LearnedConfig
+from dark3r_ros.matching.mini import MiniMatchConfig
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.nodes import interface, parameters, runtime
 from dark3r_ros.nodes.calibration import CameraCache, FrameReader
@@ -57,6 +58,7 @@ def build_pipeline(node: MappingNode) -> Pipeline:
         noise=noise,
         classical=parameters.read(node, 'matcher', ClassicalConfig),
         learned=parameters.read(node, 'learned', LearnedConfig),
+        mini=parameters.read(node, 'mini', MiniMatchConfig),
         device=node.config.device,
     )
     return MappingPipeline(parameters.read(node, 'mapping', MappingConfig), predictor, noise)

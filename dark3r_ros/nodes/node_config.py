@@ -10,6 +10,7 @@ from dark3r_ros.errors import ConfigError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.learned import LearnedConfig
+from dark3r_ros.matching.mini import MiniMatchConfig
 from dark3r_ros.raw.decode import DecodeOptions
 
 
@@ -33,7 +34,7 @@ class NodeConfig(Config):
         1.0, 'Time that the first images wait for a camera_info.', unit='s', minimum=0.0, maximum=60.0
     )
     predictor: str = setting(
-        'classical', 'Matcher between two frames: classical, a weight file or a folder of `dark3r export-engine`.'
+        'mini', 'Matcher between two frames: mini, classical, a weight file or a folder of `dark3r export-engine`.'
     )
     device: str = setting('auto', 'Where a network runs.', choices=('auto', 'cpu', 'cuda'))
     noise_preset: str = setting('', 'Named noise model of the sensor; empty uses noise_file, or the frames alone.')
@@ -93,4 +94,5 @@ GROUPS: dict[str, type[Config]] = {
     'mapping': MappingConfig,
     'matcher': ClassicalConfig,
     'learned': LearnedConfig,
+    'mini': MiniMatchConfig,
 }

@@ -59,7 +59,7 @@ def test_command_writes_a_picture_and_figures(recording, tmp_path, capsys):
     green = (picture == (80, 200, 40)).all(-1).sum()
     assert green > 100
     assert main(['inspect', str(recording), '--pair', '0', '2', '-o', str(output)]) == 0
-    assert 'frames 0 and 2, classical' in capsys.readouterr().out
+    assert 'frames 0 and 2, mini' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('numbers', [('0', '4'), ('9', '1')])

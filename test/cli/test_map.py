@@ -95,7 +95,8 @@ def test_the_same_input_gives_the_same_bytes(bag, result, tmp_path):
 def test_settings_reach_the_pipeline_and_ranges_are_kept(bag, tmp_path, capsys):
     folder = tmp_path / 'few'
     command = ['map', str(bag), '-o', str(folder), '--no-report', '--json', '--duration', '1.5', '--noise', 'starvis']
-    assert main([*command, '--classical-max-keypoints', '300', '--window', '5']) == 0
+    settings = ['--predictor', 'classical', '--classical-max-keypoints', '300', '--window', '5']
+    assert main([*command, *settings]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures['frames'] == 12
     report = json.loads((folder / 'report.json').read_text())

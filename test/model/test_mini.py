@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from dark3r_ros.errors import DataError
 from dark3r_ros.model.mini import (
     BUNDLED,
+    BUNDLED_TEACHER,
     MiniConfig,
     MiniNetwork,
     load_mini,
@@ -78,13 +79,16 @@ def test_other_files_are_refused(tmp_path):
         load_mini(tmp_path / 'missing.safetensors')
 
 
-def test_bundled_weights_say_where_they_come_from():
-    header = read_mini_header(BUNDLED)
+@pytest.mark.parametrize(('path', 'role'), [(BUNDLED, 'dark student'), (BUNDLED_TEACHER, 'clean teacher')])
+def test_bundled_weights_say_where_they_come_from(path, role):
+    header = read_mini_header(path)
+    assert header['role'] == role
     assert header['architecture']['name'] == 'mini'
     assert header['licence'] == 'Apache-2.0'
     assert 'kodak24' in header['data'] and 'bsds' not in header['data']
     assert len(header['commit']) == 12
     assert header['pairs'] > 0
-    assert BUNDLED.stat().st_size < 8_000_000
-    network, _ = load_mini()
-    assert 1_000_000 < network.parameter_count() < 2_000_000
+    assert path.stat().st_size < 10_000_000
+    network, _ = load_mini(path)
+    assert 2_000_000 < network.parameter_count() < 15_000_000
+    assert network.cross_view is not None
