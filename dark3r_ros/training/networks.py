@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
 
-from dark3r_ros.errors import ConfigError, DataError
+from dark3r_ros.errors import ConfigError, DataError, OutputError
 from dark3r_ros.matching.learned import NetworkPredictor
 from dark3r_ros.matching.mini import MiniPredictor, is_mini
 from dark3r_ros.model.backend import TorchBackend
@@ -63,27 +64,43 @@ class Model:
         """Matches with the present weights, on the CPU for `mini`, where the network is else."""
         if isinstance(self.network, MiniNetwork):
             # Through the file, so that what is scored is what would ship: half precision and all.
-            with TemporaryDirectory() as folder:
+            with TemporaryDirectory() as folder, _plain(self.network) as network:
                 path = Path(folder) / 'mini.safetensors'
-                save_mini(path, _plain(self.network), {})
+                save_mini(path, network, {})
                 return MiniPredictor(path, device='cpu')
         device = str(next(self.network.parameters()).device)
         return NetworkPredictor(TorchBackend(self.network, self.normalisation, device, 'fp32'))
 
     def save(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Write the weights; `header` holds commit, data, licence and anything else."""
-        if isinstance(self.network, MiniNetwork):
-            save_mini(path, _plain(self.network), header)
-            return
-        known = {key: str(header[key]) for key in ('commit', 'data', 'licence')}
-        extra = {key: value for key, value in header.items() if key not in known}
-        info = WeightsInfo(self.network.config, self.normalisation, **known, extra=extra)
-        save_network(path, _plain(self.network), info)
+        """Write the weights, whole at any moment; `header` holds commit, data, licence and anything else.
+
+        Raises OutputError where they cannot be written.
+        """
+        temporary = path.with_suffix('.new')
+        try:
+            self._write(temporary, header)
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise OutputError(f'cannot write weights to {path}: {error}') from error
+
+    def _write(self, path: Path, header: Mapping[str, Any]) -> None:
+        with _plain(self.network) as network:
+            if isinstance(network, MiniNetwork):
+                save_mini(path, network, header)
+                return
+            known = {key: str(header[key]) for key in ('commit', 'data', 'licence')}
+            extra = {key: value for key, value in header.items() if key not in known}
+            info = WeightsInfo(network.config, self.normalisation, **known, extra=extra)
+            save_network(path, network, info)
 
     def digest(self) -> str:
         """Hash of the weights, 16 hexadecimal digits."""
-        state = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
-        return hashlib.blake2b(save(state), digest_size=8).hexdigest()
+        digest = hashlib.blake2b(digest_size=8)
+        for key, value in sorted(self.network.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(memoryview(value.detach().cpu().contiguous().numpy()).cast('B'))
+        return digest.hexdigest()
 
 
 def load_model(source: str, device: torch.device, seed: int = 0) -> Model:
@@ -122,17 +139,21 @@ def check_alike(teacher: Model, student: Model) -> None:
         )
 
 
-def _plain(network: MiniNetwork | TwoViewNetwork) -> Any:
-    """The network itself, or a copy with its adapters merged where it has some."""
+@contextmanager
+def _plain(network: MiniNetwork | TwoViewNetwork) -> Iterator[Any]:
+    """The network itself, or for a while one that shares its weights, with its adapters merged."""
     if not any(True for _ in adapted(network)):
-        return network
-    device = next(network.parameters()).device
-    result = MiniNetwork(network.config) if isinstance(network, MiniNetwork) else TwoViewNetwork(network.config)
+        yield network
+        return
     merge(network)
-    state = {key: value for key, value in network.state_dict().items() if '.lora_' not in key}
-    result.load_state_dict(state)
-    unmerge(network)
-    return result.to(device).eval()
+    try:
+        with torch.device('meta'):
+            result = MiniNetwork(network.config) if isinstance(network, MiniNetwork) else TwoViewNetwork(network.config)
+        state = {key: value for key, value in network.state_dict().items() if '.lora_' not in key}
+        result.load_state_dict(state, assign=True)
+        yield result.eval()
+    finally:
+        unmerge(network)
 
 
 def commit() -> str:
