@@ -33,6 +33,7 @@ from dark3r_ros.training.validation import held_out_rooms, score
 
 LEVELS = (-4.0, -8.0)
 TABLE = 'ablation'
+_PROCEDURAL = 40  # textures
 _RATES = {'lora': 1e-3, 'full': 3e-4}
 
 
@@ -56,8 +57,11 @@ def with_mode(config: SessionConfig, mode: str) -> SessionConfig:
 
 
 def measure(weights: str, pairs: TrainingPairs, *, clip_black: bool = False) -> dict[str, float]:
-    """Right matches a pair and share of right ones at each level."""
-    predictor = load_model(weights, torch.device('cpu')).predictor()
+    """Right matches a pair and share of right ones at each level, whatever the network thinks of them.
+
+    A threshold of confidence would compare how bold the variants are.
+    """
+    predictor = load_model(weights, torch.device('cpu')).predictor(every=True)
     figures = {}
     for level in LEVELS:
         found = score(predictor, pairs, level, clip_black=clip_black)
@@ -128,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             width=args.size[0],
             height=args.size[1],
             device=args.device,
+            procedural=_PROCEDURAL,
             validation=0,
             loop=LoopConfig(steps=args.steps, batch=args.batch, seed=args.seed),
             losses=DistillConfig(),

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from dark3r_ros.errors import ConfigError, DataError, OutputError
 from dark3r_ros.matching.learned import NetworkPredictor
-from dark3r_ros.matching.mini import MiniPredictor, is_mini
+from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor, is_mini
 from dark3r_ros.model.backend import TorchBackend
 from dark3r_ros.model.config import PRESETS
 from dark3r_ros.model.lora import adapted, merge, unmerge
@@ -60,14 +60,18 @@ class Model:
         blocks = [int(layer) for layer in config.encoder_layers]
         return TwoViewSubject(self.network, blocks, config.decoder_layers, encoder_only=config.encoder_only)
 
-    def predictor(self) -> Predictor:
-        """Matches with the present weights, on the CPU for `mini`, where the network is else."""
+    def predictor(self, *, every: bool = False) -> Predictor:
+        """Matches with the present weights, on the CPU for `mini`, where the network is else.
+
+        `every` keeps also those that the network thinks unlikely.
+        """
         if isinstance(self.network, MiniNetwork):
             # Through the file, so that what is scored is what would ship: half precision and all.
             with TemporaryDirectory() as folder, _plain(self.network) as network:
                 path = Path(folder) / 'mini.safetensors'
                 save_mini(path, network, {})
-                return MiniPredictor(path, device='cpu')
+                config = MiniMatchConfig(min_confidence=0.0, max_matches=0) if every else None
+                return MiniPredictor(path, config, device='cpu')
         device = str(next(self.network.parameters()).device)
         return NetworkPredictor(TorchBackend(self.network, self.normalisation, device, 'fp32'))
 
