@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dark3r_ros.cli.common import (
     add_config_arguments,
@@ -21,16 +25,24 @@ from dark3r_ros.cli.common import (
     progress,
 )
 from dark3r_ros.config import to_mapping
-from dark3r_ros.errors import DataError, ReconstructionError
+from dark3r_ros.errors import ConfigError, DataError, ReconstructionError
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.noise import resolve_noise
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
 from dark3r_ros.sfm.fusion import write_mesh
 from dark3r_ros.sfm.pipeline import SfmRun, ShardDone
 from dark3r_ros.sfm.result import world_poses
+from dark3r_ros.sfm.scale import (
+    scale_from_distance,
+    scale_from_odometry,
+    scaled,
+    scaled_covariance,
+    scaled_depths,
+)
 from dark3r_ros.storage.files import check_target, check_writable
 from dark3r_ros.storage.sequence import read_cameras_json
 from dark3r_ros.storage.source import open_source
+from dark3r_ros.storage.trajectory import read_tum
 from dark3r_ros.types import Frame, FrameSource, Reconstruction
 
 NAME = 'sfm'
@@ -50,6 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='matcher: mini, classical, a weight file or a folder of export-engine (default: %(default)s)',
     )
     parser.add_argument('--noise', default='', metavar='NAME|FILE', help='noise preset or YAML of calibrate-noise')
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument('--scale-odometry', type=Path, metavar='FILE', help='TUM file of odometry that gives the scale')
+    scale.add_argument(
+        '--scale-distance',
+        nargs=3,
+        metavar=('FRAME', 'FRAME', 'M'),
+        help='two frames (file name, stamp or number) and their distance in metres, which give the scale',
+    )
     parser.add_argument('--no-report', action='store_true', help='leave out report.html and its pictures')
     parser.add_argument('--json', action='store_true', help='print the figures as JSON')
     add_config_arguments(parser, SfmConfig, 'reconstruction')
@@ -95,6 +115,11 @@ def run(args: argparse.Namespace) -> int:
     if not any(frame.world_from_camera is not None for frame in reconstruction.frames):
         shutil.rmtree(work, ignore_errors=True)  # another try with these pairs would end the same
         _explain_failure(reconstruction)
+    scale = _scale(args, reconstruction)
+    if scale is not None:
+        reconstruction, depths = scaled(reconstruction, scale), scaled_depths(maker.depths, scale)
+    else:
+        depths = maker.depths
     report = {
         'wall_s': time.perf_counter() - began,
         'stages_s': maker.seconds,
@@ -102,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
         'predictor_fingerprint': predictor.fingerprint,
         'weights_sha256': None if predictor.name == 'classical' else predictor.fingerprint,
         'sfm': maker.notes,
+        'metres_per_unit': scale,
+        'pose_sigma': _sigmas(maker.covariance, scale or 1.0),
         'config': {
             'sfm': to_mapping(config),
             'decode': to_mapping(decode_options(args)),
@@ -111,15 +138,42 @@ def run(args: argparse.Namespace) -> int:
         'input_path': str(Path(args.input).absolute()),
         'warnings': list(source.warnings),
     }
-    write_result(args.output, reconstruction, report, overwrite=args.overwrite, depths=maker.depths)
+    write_result(args.output, reconstruction, report, overwrite=args.overwrite, depths=depths)
     if config.mesh:
-        write_mesh(args.output / 'mesh.ply', maker.depths, maker.views, world_poses(reconstruction))
+        write_mesh(args.output / 'mesh.ply', depths, maker.views, world_poses(reconstruction))
     if not args.no_report:
         full = build_report(reconstruction, report)
         write_report(args.output, reconstruction, full, samples=samples.pictures(predictor))
     shutil.rmtree(work, ignore_errors=True)
     _print_summary(args, reconstruction, report)
     return 0
+
+
+def _scale(args: argparse.Namespace, reconstruction: Reconstruction) -> float | None:
+    """Metres per unit where the user says how to know them."""
+    if args.scale_odometry:
+        return scale_from_odometry(reconstruction, read_tum(args.scale_odometry))
+    if not args.scale_distance:
+        return None
+    first, second, text = args.scale_distance
+    try:
+        metres = float(text)
+    except ValueError:
+        raise ConfigError(f'--scale-distance: {text!r} is no number of metres') from None
+    return scale_from_distance(reconstruction, first, second, metres)
+
+
+def _sigmas(covariance: Mapping[int, NDArray[np.float64]], scale: float) -> dict[int, dict[str, Any]]:
+    """How sure each pose is: standard deviations, and the covariance of the left twist of camera_from_world."""
+    result = {}
+    for number, unscaled in covariance.items():
+        matrix = scaled_covariance(unscaled, scale)
+        result[number] = {
+            'position': math.sqrt(np.trace(matrix[:3, :3])),
+            'rotation_deg': math.degrees(math.sqrt(np.trace(matrix[3:, 3:]))),
+            'covariance': matrix.tolist(),
+        }
+    return result
 
 
 def _offered(source: Iterable[Frame], samples: Any) -> Iterator[Frame]:

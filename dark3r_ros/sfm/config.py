@@ -37,7 +37,7 @@ class SfmConfig(Config):
         0.12, 'Smallest share of the matches of a pair that must agree with its geometry.', minimum=0.0, maximum=1.0
     )
     min_agreement: float = setting(
-        0.5,
+        0.6,
         'Smallest share of the matches of a view that must agree with the final poses; below it the view is set aside.',
         minimum=0.0,
         maximum=1.0,
@@ -47,8 +47,13 @@ class SfmConfig(Config):
     )
     mapper: str = setting(
         'auto',
-        'How first poses are found: COLMAP global or incremental mapper, own incremental one, or the best of them.',
-        choices=('auto', 'global', 'incremental', 'own'),
+        'How first poses are found: COLMAP global or incremental mapper, own incremental one, alignment of point maps, '
+        'or the best of them.',
+        choices=('auto', 'global', 'incremental', 'own', 'pointmaps'),
+    )
+    fix_intrinsics: bool = setting(True, 'Hold the focal length in the alignment of point maps.')
+    focal_prior: float = setting(
+        10.0, 'Weight of relative changes of the focal length there, where it is not held.', minimum=0.0
     )
     start_points: int = setting(
         300, 'Keypoints of each view, found in most pairs, that the first poses are made from.', minimum=50

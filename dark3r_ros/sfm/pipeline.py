@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dark3r_ros.geometry import se3
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
@@ -40,6 +41,8 @@ Array = NDArray[np.float64]
 Progress = Callable[[Iterable[Any], int, str], Iterator[Any]]
 
 STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late', 'dense')
+# More views than these are not asked how sure their poses are: that grows with their cube.
+_COVARIANCE_VIEWS = 200
 # Settings that the pairs depend on.
 _PAIR_SETTINGS = (
     'binning',
@@ -72,6 +75,7 @@ class SfmRun:
     work: folder where finished pairs are kept, so that a run that was killed goes on; None keeps nothing.
     seconds: wall time by stage. notes: choices made and what was found, for the report.
     depths: depth map by frame, where they were made. views: the frames as they were used.
+    covariance: (6, 6) of the left twist of camera_from_world (translation, rotation) by frame.
 
     """
 
@@ -84,6 +88,7 @@ class SfmRun:
     notes: dict[str, Any] = field(default_factory=dict)
     depths: dict[int, DepthMap] = field(default_factory=dict)
     views: list[View] = field(default_factory=list)
+    covariance: dict[int, Array] = field(default_factory=dict)
 
     def __call__(self, frames: Iterable[Frame], expected: int = 0) -> Reconstruction:
         """Reconstruct frames in any order of time; views without a pose say why.
@@ -115,6 +120,8 @@ class SfmRun:
                 refined = self._refine(tracks, {number: refined.poses[number] for number in sorted(kept)}, views)
         if not kept:
             return self._finish(views, {}, _nothing(tracks), tracks, reasons)
+        with self._timed('adjust'):
+            refined = self._with_covariance(tracks, refined, views)
         return self._finish(views, refined.poses, refined.structure, tracks, reasons)
 
     # ------------------------------------------------------------------ stages
@@ -159,7 +166,7 @@ class SfmRun:
         poor = poor_views(views, self.config.poor_share)
         good = [pair for pair in pairs if pair.first not in poor and pair.second not in poor]
         self.notes['set_aside'] = sorted(poor)
-        poses, self.notes['start'] = first_poses(views, good or pairs, self.config)
+        poses, self.notes['start'] = first_poses(views, good or pairs, self.predictor, self.config)
         return poses
 
     def _refine(self, tracks: Tracks, poses: dict[int, Array], views: Sequence[View]) -> Refined:
@@ -167,6 +174,28 @@ class SfmRun:
         error = self.config.max_error
         focal = float(np.median([views[number].focal for number in poses]))
         return refine(tracks, poses, focal, errors=(2.0 * error, 1.5 * error, error), min_parallax=parallax)
+
+    def _with_covariance(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> Refined:
+        """A last adjustment that also says how sure the poses are, relative to two that are far apart.
+
+        Not for very many views.
+        """
+        if len(refined.poses) > _COVARIANCE_VIEWS:
+            return refined
+        error, focal = self.config.max_error, float(np.median([views[number].focal for number in refined.poses]))
+        parallax = np.radians(self.config.min_parallax)
+        last = refine(
+            tracks,
+            refined.poses,
+            focal,
+            errors=(error,),
+            min_parallax=parallax,
+            iterations=4,
+            with_covariance=True,
+            held=_gauge(refined.poses),
+        )
+        self.covariance = last.covariance
+        return last
 
     def _late(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> Refined:
         """Resect views without a pose until a whole round brings nothing new."""
@@ -221,6 +250,14 @@ class SfmRun:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - began
+
+
+def _gauge(poses: dict[int, Array]) -> list[int]:
+    """The first view and the one farthest from it: held, they fix position, rotation and scale of the rest."""
+    centres = {number: se3.inverse(pose)[:3, 3] for number, pose in poses.items()}
+    first = min(poses)
+    farthest = max(sorted(poses), key=lambda number: float(np.linalg.norm(centres[number] - centres[first])))
+    return [first, farthest]
 
 
 def _nothing(tracks: Tracks) -> Structure:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,11 +49,12 @@ def refine(
     per_view: int = 300,
     iterations: int = 12,
     with_covariance: bool = False,
+    held: Collection[int] = (),
 ) -> Refined:
     """Alternate triangulation within falling errors (pixels) and bundle adjustment of all poses.
 
     `per_view` limits the points that take part in an adjustment; the structure returned holds all of them. A view
-    whose points are gone keeps its pose.
+    whose points are gone keeps its pose, and so do those `held`: without two of them the covariance knows no gauge.
     """
     current = {number: np.array(pose) for number, pose in sorted(poses.items())}
     count = max(current, default=-1) + 1
@@ -64,17 +65,24 @@ def refine(
             break
         last = round_number == len(errors) - 1
         chosen = thin(structure, per_view)
-        current, covariance = _adjust(chosen, current, count, focal, iterations, with_covariance and last)
+        current, covariance = _adjust(chosen, current, count, focal, iterations, with_covariance and last, held)
     structure = triangulate_tracks(tracks, current, focal, errors[-1], min_parallax)
     return Refined(current, structure, covariance)
 
 
 def _adjust(
-    structure: Structure, poses: dict[int, Array], count: int, focal: float, iterations: int, with_covariance: bool
+    structure: Structure,
+    poses: dict[int, Array],
+    count: int,
+    focal: float,
+    iterations: int,
+    with_covariance: bool,
+    held: Collection[int],
 ) -> tuple[dict[int, Array], dict[int, Array]]:
     tracks = structure.tracks
     free = np.zeros(count, dtype=bool)
     free[np.unique(tracks.view)] = True
+    free[list(held)] = False
     problem = BundleProblem(
         pose_table(poses, count), free, structure.points, tracks.view, tracks.point, tracks.normalised, focal
     )
@@ -82,4 +90,4 @@ def _adjust(
     moved = {number: result.cameras_from_world[number] for number in poses}
     if result.pose_covariance is None:
         return moved, {}
-    return moved, {number: result.pose_covariance[number] for number in poses if free[number]}
+    return moved, {number: result.pose_covariance[number] for number in poses if number in held or free[number]}

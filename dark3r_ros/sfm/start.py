@@ -9,31 +9,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.errors import DependencyError
+from dark3r_ros.errors import ConfigError, DependencyError
+from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.late import agreeing
 from dark3r_ros.sfm.pairs import VerifiedPair, thin_pairs
 from dark3r_ros.sfm.start_colmap import load_pycolmap, map_by_colmap
 from dark3r_ros.sfm.start_own import map_incrementally
+from dark3r_ros.sfm.start_pointmaps import align_point_maps, gives_point_maps
 from dark3r_ros.sfm.views import View
 
 Array = NDArray[np.float64]
 
 
 # More matches than these are thinned out for the start; fewer are all needed.
-_PLENTY = 150_000
+_PLENTY = 60_000
 # Share of the verified matches that agree with poses beyond doubt; below it another method gets its chance.
 _CLEAR = 0.8
 
 
 def first_poses(
-    views: Sequence[View], pairs: Sequence[VerifiedPair], config: SfmConfig
+    views: Sequence[View], pairs: Sequence[VerifiedPair], predictor: Predictor, config: SfmConfig
 ) -> tuple[dict[int, Array], dict[str, Any]]:
     """Poses camera_from_world by view, and a note of the methods, what each found, and which was taken.
 
     `auto` takes COLMAP's incremental mapper, which measured best on dark sequences. Where pycolmap is missing, views
-    are left out, or many matches disagree with its poses, our own tries as well; the poses that more matches agree
-    with win.
+    are left out, or many matches disagree with its poses, our own tries as well, and the alignment of point maps where
+    the predictor gives them; the poses that more matches agree with win.
     """
     if not pairs:
         return {}, {'method': config.mapper, 'posed': 0}
@@ -43,9 +45,9 @@ def first_poses(
     best: dict[int, Array] = {}
     found: dict[str, Any] = {}
     method, most = '', -1
-    for name in ['incremental', 'own'] if config.mapper == 'auto' else [config.mapper]:
+    for name in _methods(predictor, config):
         try:
-            poses = _run(name, views, chosen, config)
+            poses = _run(name, views, chosen, predictor, config)
         except DependencyError as error:
             if config.mapper != 'auto':
                 raise
@@ -60,7 +62,19 @@ def first_poses(
     return best, {'method': method, 'posed': len(best), 'tried': found}
 
 
-def _run(name: str, views: Sequence[View], pairs: Sequence[VerifiedPair], config: SfmConfig) -> dict[int, Array]:
+def _methods(predictor: Predictor, config: SfmConfig) -> list[str]:
+    if config.mapper != 'auto':
+        return [config.mapper]
+    return ['incremental', 'own', *(['pointmaps'] if gives_point_maps(predictor) else [])]
+
+
+def _run(
+    name: str, views: Sequence[View], pairs: Sequence[VerifiedPair], predictor: Predictor, config: SfmConfig
+) -> dict[int, Array]:
+    if name == 'pointmaps':
+        if not gives_point_maps(predictor):
+            raise ConfigError(f'the predictor {predictor.name} gives no point maps: choose another --mapper')
+        return align_point_maps(views, pairs, predictor, config)
     if name == 'own':
         return map_incrementally(views, pairs, config)
     load_pycolmap()

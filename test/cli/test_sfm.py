@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from dark3r_ros.cli.main import main
+from dark3r_ros.storage.cloud import read_ply
 from dark3r_ros.storage.colmap import read_observations
+from dark3r_ros.storage.sequence import read_cameras_json, read_depth
 from dark3r_ros.storage.trajectory import read_tum
 
 
@@ -89,3 +91,36 @@ def test_a_part_of_the_recording_keeps_its_stamps(bag, result, tmp_path):
     assert main(['sfm', str(bag), '-o', str(folder), '--no-report', '--stride', '2', '--mapper', 'own']) == 0
     part, whole = read_tum(folder / 'trajectory.tum'), read_tum(result / 'trajectory.tum')
     assert part.stamps_ns.tolist() == whole.stamps_ns[::2].tolist()
+
+
+def test_depth_confidence_scale_and_sigmas_are_written(bag, tmp_path):
+    folder = tmp_path / 'metric'
+    command = ['sfm', str(bag), '-o', str(folder), '--no-report', '--scale-odometry', str(bag / 'truth.tum')]
+    assert main([*command, '--mapper', 'own']) == 0
+    report = json.loads((folder / 'report.json').read_text())
+    assert report['metric_scale'] and report['metres_per_unit'] > 0
+    sigmas = sorted(one['position'] for one in report['pose_sigma'].values())
+    assert sigmas[:2] == [0.0, 0.0] and 0 < sigmas[2] <= sigmas[-1] < 0.1
+    info = read_cameras_json(folder)
+    assert info.metric
+    truth = read_tum(bag / 'truth.tum').world_from_camera[:, :3, 3]
+    own = read_tum(folder / 'trajectory.tum').world_from_camera[:, :3, 3]
+    assert np.linalg.norm(own[-1] - own[0]) == pytest.approx(np.linalg.norm(truth[-1] - truth[0]), rel=0.05)
+    for image in info.images:
+        with np.load(folder / 'depth' / f'{Path(image.file).stem}.npz') as stored:
+            depth, confidence = stored['depth'], stored['confidence']
+        assert depth.shape == confidence.shape == (240, 320)
+        assert 0 < confidence.max() <= 1 and ((confidence > 0) == (depth > 0)).all()
+        assert np.abs(read_depth(info, image) - depth).max() < 2.0 / info.depth_unit
+    assert len(read_ply(folder / 'cloud.ply')) > 2000
+
+
+def test_bad_scales_are_refused_with_one_line(bag, tmp_path, capsys):
+    command = ['sfm', str(bag), '-o', str(tmp_path / 'bad'), '--no-report', '--dense', 'false', '--stride', '2']
+    for options, words in (
+        (['--scale-distance', '0', '1', 'far'], 'no number'),
+        (['--scale-distance', '0', '99', '1'], 'no frame'),
+        (['--scale-odometry', str(tmp_path / 'none.tum')], 'none.tum'),
+    ):
+        assert main([*command, *options]) == 2
+        assert words in error_line(capsys)

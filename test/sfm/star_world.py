@@ -84,6 +84,30 @@ class StarPredictor:
         )
 
 
+class WallPredictor(StarPredictor):
+    """Matches at whole pixels on both sides, and noisy point maps, as a two-view network gives them."""
+
+    class config:
+        pointmaps = True
+
+    def _match(self, a: int, b: int) -> Correspondences:
+        found = super()._match(a, b)
+        size = (self.camera.height, self.camera.width)
+        rng = np.random.default_rng([a, b, 1])
+        columns, rows = np.meshgrid(np.arange(size[1]), np.arange(size[0]))
+        pixels = np.column_stack([columns.ravel(), rows.ravel()]).astype(np.float64)
+        points = se3.transform_points(se3.inverse(self.poses[a]), hit(self.poses[a], self.camera.unproject(pixels)))
+        # Every decoding has a scale of its own and is wrong by one per cent everywhere.
+        points *= (1.0 + 0.05 * rng.normal()) * (1.0 + 0.01 * rng.normal(size=(len(points), 1)))
+        return Correspondences(
+            np.rint(found.points_a),
+            np.rint(found.points_b),
+            found.confidence,
+            pointmap_a=points.reshape(*size, 3).astype(np.float32),
+            pointmap_confidence_a=np.full(size, 3.0, np.float32),
+        )
+
+
 def frames(count: int, camera: Camera = CAMERA) -> list[Frame]:
     """Frames of noise, known to the predictor by their stamps."""
     made = []

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from star_world import StarPredictor, camera_path, centre_error, frames
+from star_world import StarPredictor, WallPredictor, camera_path, centre_error, frames
 
 from dark3r_ros.errors import ReconstructionError
 from dark3r_ros.geometry import se3
@@ -56,6 +56,15 @@ def test_the_other_starts_reach_the_same(mapper, truth):
     reconstruction = SfmRun(replace(CONFIG, mapper=mapper), StarPredictor(truth))(frames(COUNT))
     assert len(posed(reconstruction)) == COUNT
     assert centre_error(posed(reconstruction), truth) < 0.003
+
+
+def test_point_maps_give_a_start(truth):
+    config = replace(CONFIG, mapper='pointmaps', min_inlier_share=0.05)
+    run = SfmRun(config, WallPredictor(truth, noise=0.2, outliers=0.05))
+    reconstruction = run(frames(COUNT))
+    assert run.notes['start']['method'] == 'pointmaps'
+    assert len(posed(reconstruction)) == COUNT
+    assert centre_error(posed(reconstruction), truth) < 0.02
 
 
 def test_the_same_frames_give_the_same_bits(result, truth):
