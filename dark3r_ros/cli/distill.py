@@ -29,7 +29,7 @@ from dark3r_ros.training.session import MODES, PRECISIONS, STUDENT, Session, Ses
 
 NAME = 'distill'
 HELP = 'train a student that sees in the dark what its teacher sees in the light'
-EXAMPLE = 'dark3r distill --data sim textures:photos@0.5 --teacher mini -o out/student --mode full --minutes 60'
+EXAMPLE = 'dark3r distill --data sim textures:photos@0.5 --teacher mini-teacher -o out/student --mode full --minutes 60'
 # From nothing the loop's own rate serves; what was trained already is changed more gently.
 _RATES = {'lora': 1e-3, 'full': 3e-4, 'supervised': 3e-4}
 
@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'sequence, bag or raw folder (default: sim)',
     )  # fmt: skip
     parser.add_argument('-o', '--output', type=Path, required=True, help='folder; continued where it was begun')
-    parser.add_argument('--teacher', default='mini', metavar='FILE', help='weights of the teacher (default: mini)')
+    parser.add_argument('--teacher', default='mini-teacher', metavar='FILE', help='weights (default: mini-teacher)')
     parser.add_argument(
-        '--student', default='', metavar='FILE', help='weights to start from, or new:NAME (default: the teacher)'
+        '--student', default='', metavar='FILE', help='weights to start from, mini, or new:NAME (default: the teacher)'
     )
     parser.add_argument('--mode', choices=MODES, default='lora', help='what is trained (default: lora)')
     parser.add_argument('--minutes', type=float, default=math.inf, help='stop after this time (default: all steps)')

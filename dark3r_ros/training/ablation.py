@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the variants of the distillation for the same number of steps and compare their matches in the dark.
 
-    python -m dark3r_ros.training.ablation -o out/ablation --teacher mini --data sim textures:photos --steps 1000
+    python -m dark3r_ros.training.ablation -o out/ablation --data sim textures:photos --steps 1000
 
 Each variant has a folder of its own, as `dark3r distill` makes it, and goes on where it was stopped; all see the same
 pairs. The table, `ablation.md` and `ablation.json`, holds right matches a pair and the share of matches within 2 px on
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('-o', '--output', type=Path, required=True, help='folder of all variants')
-    parser.add_argument('--teacher', default='mini', help='weights of the teacher (default: %(default)s)')
+    parser.add_argument('--teacher', default='mini-teacher', help='weights of the teacher (default: %(default)s)')
     parser.add_argument('--data', nargs='+', default=['sim', 'textures'], help='as of dark3r distill')
     parser.add_argument('--mode', choices=tuple(_RATES), default='lora', help='of the base (default: %(default)s)')
     parser.add_argument('--steps', type=int, default=1000, help='of every variant (default: %(default)s)')

@@ -21,7 +21,7 @@ from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor, is_mini
 from dark3r_ros.model.backend import TorchBackend
 from dark3r_ros.model.config import PRESETS
 from dark3r_ros.model.lora import adapted, merge, unmerge
-from dark3r_ros.model.mini import BUNDLED, SMALLEST, MiniNetwork, load_mini, save_mini
+from dark3r_ros.model.mini import BUNDLED, BUNDLED_TEACHER, SMALLEST, MiniNetwork, load_mini, save_mini
 from dark3r_ros.model.network import TwoViewNetwork, initialise
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.model.weights import WeightsInfo, load_network, save_network
@@ -29,6 +29,7 @@ from dark3r_ros.training.distill import DistillConfig
 from dark3r_ros.training.features import MiniSubject, Subject, TwoViewSubject
 
 LICENCE = 'Apache-2.0'
+BUNDLED_FILES = {'mini': BUNDLED, 'mini-teacher': BUNDLED_TEACHER}  # the dark student, the clean teacher
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,16 +109,17 @@ class Model:
 
 
 def load_model(source: str, device: torch.device, seed: int = 0) -> Model:
-    """Read a weight file, the bundled `mini` by its name, or make a fresh network `new:mini`, `new:compact-10m`, ...
+    """Read a weight file, a bundled one by its name, or make a fresh network `new:mini`, `new:compact-10m`, ...
 
     Raises DataError or ConfigError for what is neither.
     """
     if source.startswith('new:'):
         return _fresh(source, device, seed)
-    path = BUNDLED if source == 'mini' else Path(source)
+    path = BUNDLED_FILES.get(source) or Path(source)
     if not path.is_file():
         known = ', '.join(f'new:{name}' for name in ('mini', *PRESETS))
-        raise DataError(f'{source!r} is no weight file, not mini, and none of {known}')
+        bundled = ', '.join(BUNDLED_FILES)
+        raise DataError(f'{source!r} is no weight file, none of {bundled}, and none of {known}')
     if is_mini(path):
         return Model(load_mini(path)[0].requires_grad_(True).to(device), 'signed', source)
     network, weights, _ = load_network(path)

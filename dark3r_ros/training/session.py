@@ -40,7 +40,7 @@ class SessionConfig(Config):
     mode: str = setting(
         'lora', 'What is trained: adapters, all weights, or all weights without a teacher.', choices=MODES
     )
-    teacher: str = setting('mini', 'Weight file of the teacher, or mini.')
+    teacher: str = setting('mini-teacher', 'Weight file of the teacher, or mini-teacher.')
     student: str = setting('', 'Weight file the student starts from, mini, or new:NAME; empty: the teacher.')
     data: tuple[str, ...] = setting(('sim',), 'Sources of training pairs, see `sources.open_data`.')
     width: int = setting(192, 'Width of a crop.', unit='px', minimum=32, maximum=2048)

@@ -18,7 +18,7 @@ from dark3r_ros.matching.learned import load_predictor
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.model.config import NetworkConfig
 from dark3r_ros.model.lora import load_adapters, merge
-from dark3r_ros.model.mini import BUNDLED, load_mini
+from dark3r_ros.model.mini import BUNDLED_TEACHER, load_mini
 from dark3r_ros.model.network import TwoViewNetwork, initialise
 from dark3r_ros.model.weights import WeightsInfo, save_network
 from dark3r_ros.training.loop import CHECKPOINT
@@ -57,13 +57,13 @@ def test_adapters_of_mini(tmp_path, capsys):
     said = capsys.readouterr().out
     assert 'step 2/2  loss' in said and 'pairs/s  data' in said
     header = json.loads(said[said.index('{') :])
-    assert header['teacher'].startswith('mini ') and header['pairs'] == 4 and header['licence'] == 'Apache-2.0'
+    assert header['teacher'].startswith('mini-teacher ') and header['pairs'] == 4 and header['licence'] == 'Apache-2.0'
     # The merged student is the teacher with the adapters of the other file, to half precision.
-    network, _ = load_mini(BUNDLED)
+    network, _ = load_mini(BUNDLED_TEACHER)
     load_adapters(tmp_path / ADAPTERS, network)
     merge(network)
     student = load_file(tmp_path / STUDENT)
-    before = load_file(BUNDLED)
+    before = load_file(BUNDLED_TEACHER)
     for name, value in student.items():
         expected = network.get_parameter(name) if name.endswith('weight') else None
         if expected is not None:
