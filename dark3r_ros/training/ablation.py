@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=args.device,
             procedural=_PROCEDURAL,
             validation=0,
-            loop=LoopConfig(steps=args.steps, batch=args.batch, seed=args.seed),
+            loop=LoopConfig(steps=args.steps, batch=args.batch, warm_up=min(50, args.steps // 10), seed=args.seed),
             losses=DistillConfig(),
             lora=LoraConfig(),
         )

@@ -16,7 +16,7 @@ from dark3r_ros.training.parallel import connect
 from dark3r_ros.training.record import LOG
 
 TRAINING = [
-    'dark3r_ros.cli.main', 'distill', '--data', 'textures', '--teacher', 'mini-teacher', '--mode', 'full', '--steps', '3',
+    'dark3r_ros.cli.main', 'distill', '--data', 'textures', '--mode', 'full', '--steps', '3',
     '--batch', '4', '--parts', '2', '--size', '64x64', '--warm-up', '0', '--log-every', '1', '--validation', '0',
     '--device', 'cpu', '--procedural', '2', '--average', '0.5', '--picture-every', '0', '--freeze-statistics', 'false',
 ]  # fmt: skip
