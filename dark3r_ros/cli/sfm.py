@@ -29,9 +29,7 @@ from dark3r_ros.errors import ConfigError, DataError, ReconstructionError
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.noise import resolve_noise
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
-from dark3r_ros.sfm.fusion import write_mesh
 from dark3r_ros.sfm.pipeline import SfmRun, ShardDone
-from dark3r_ros.sfm.result import world_poses
 from dark3r_ros.sfm.scale import (
     scale_from_distance,
     scale_from_odometry,
@@ -139,8 +137,6 @@ def run(args: argparse.Namespace) -> int:
         'warnings': list(source.warnings),
     }
     write_result(args.output, reconstruction, report, overwrite=args.overwrite, depths=depths)
-    if config.mesh:
-        write_mesh(args.output / 'mesh.ply', depths, maker.views, world_poses(reconstruction))
     if not args.no_report:
         full = build_report(reconstruction, report)
         write_report(args.output, reconstruction, full, samples=samples.pictures(predictor))

@@ -63,5 +63,4 @@ class SfmConfig(Config):
     )
     rematch_rounds: int = setting(1, 'Rounds of guided matching with known poses.', minimum=0, maximum=10)
     dense: bool = setting(True, 'Make depth maps and a dense cloud, with a predictor that can (mini).')
-    mesh: bool = setting(False, 'Make a mesh of the depth maps as well (needs Open3D).')
     seed: int = setting(0, 'Seed of everything random.', minimum=0)

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth maps of many views as one cloud, or as one mesh."""
+"""Depth maps of many views as one cloud."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.errors import DependencyError, ReconstructionError
 from dark3r_ros.geometry import se3
 from dark3r_ros.sfm.views import View
 from dark3r_ros.types import DepthMap, PointCloud
@@ -72,46 +70,3 @@ def _merged(table: Array) -> Array:
     for column in range(7):
         sums[:, column] = np.bincount(place.ravel(), weights=table[:, 3 + column], minlength=len(cells))
     return np.concatenate([cells, sums], axis=1)
-
-
-def write_mesh(
-    path: Path,
-    maps: Mapping[int, DepthMap],
-    views: Sequence[View],
-    world_from_camera: Mapping[int, Array],
-    min_confidence: float = 0.5,
-) -> int:
-    """Fuse depth maps in a truncated signed distance volume and write its surface as PLY; returns its triangles.
-
-    Views must have no lens distortion. Raises DependencyError without Open3D and ReconstructionError without depth.
-    """
-    try:
-        import open3d
-    except ImportError as error:
-        raise DependencyError('open3d is missing: pip install "dark3r_ros[mesh]"') from error
-    voxel = 2.0 * voxel_size(maps)
-    if voxel <= 0:
-        raise ReconstructionError('there is no depth to make a mesh from')
-    volume = open3d.pipelines.integration.ScalableTSDFVolume(
-        voxel_length=voxel,
-        sdf_trunc=5.0 * voxel,
-        color_type=open3d.pipelines.integration.TSDFVolumeColorType.RGB8,
-    )
-    for number in sorted(maps):
-        camera, colors = views[number].camera, views[number].colors
-        assert camera is not None and colors is not None
-        kept = np.where(maps[number].confidence >= min_confidence, maps[number].depth, 0).astype(np.float32)
-        image = open3d.geometry.RGBDImage.create_from_color_and_depth(
-            open3d.geometry.Image(np.ascontiguousarray(colors)),  # type: ignore[call-overload]
-            open3d.geometry.Image(np.ascontiguousarray(kept)),  # type: ignore[call-overload]
-            depth_scale=1.0,
-            depth_trunc=float(kept.max()) + 1.0,
-            convert_rgb_to_intensity=False,
-        )
-        pinhole = open3d.camera.PinholeCameraIntrinsic(
-            camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy
-        )
-        volume.integrate(image, pinhole, se3.inverse(world_from_camera[number]))
-    mesh = volume.extract_triangle_mesh()
-    open3d.io.write_triangle_mesh(path, mesh)
-    return len(mesh.triangles)

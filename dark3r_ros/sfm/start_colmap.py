@@ -33,7 +33,7 @@ def load_pycolmap() -> ModuleType:
     try:
         import pycolmap
     except ImportError as error:
-        raise DependencyError('pycolmap is missing: pip install "dark3r_ros[sfm]"') from error
+        raise DependencyError('pycolmap is missing: pip install "pycolmap>=3.11"') from error
     pycolmap.logging.minloglevel = 3
     return pycolmap
 
