@@ -11,11 +11,13 @@ from rclpy.parameter import Parameter
 from dark3r_ros.errors import ConfigError
 from dark3r_ros.nodes import parameters, reference
 from dark3r_ros.nodes.mapping_node import MappingNode
+from dark3r_ros.nodes.nerf_node import NerfNodeConfig
 from dark3r_ros.nodes.node_config import GROUPS, NodeConfig
 from dark3r_ros.nodes.replay import ReplayConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / 'config').glob('*.yaml'))
+OF_NODE = {'dark3r_replay': {'': ReplayConfig}, 'dark3r_nerf': {'': NerfNodeConfig}}  # all others: the mapping node
 
 
 def declared(groups) -> dict[str, type]:
@@ -31,7 +33,7 @@ def test_every_key_of_the_shipped_files_is_declared_and_valid(path, graph):
     content = yaml.safe_load(path.read_text())
     assert content
     for pattern, body in content.items():
-        groups = {'': ReplayConfig} if pattern.endswith('dark3r_replay') else GROUPS
+        groups = OF_NODE.get(pattern.rsplit('/', 1)[-1], GROUPS)
         values = body['ros__parameters']
         assert values and set(values) <= set(declared(groups))
         overrides = [Parameter(name, value=value) for name, value in values.items()]
