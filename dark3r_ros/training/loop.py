@@ -152,6 +152,10 @@ class Trainer:
             raise OutputError(f'cannot make the folder {folder}: {error.strerror}') from error
         if (folder / CHECKPOINT).exists():
             self._restore()
+        first = torch.tensor([self.step], dtype=torch.float64, device=task.device)
+        self.group.spread([first])
+        if int(first) != self.step:
+            raise DataError(f'the processes find different checkpoints in {folder}: it must be shared by all machines')
         self._record = Record(folder, self.step) if self.group.leads else None
 
     def _trained(self) -> dict[str, Tensor]:
