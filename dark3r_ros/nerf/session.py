@@ -118,6 +118,7 @@ class Session:
             )
         if stopped.is_set():
             save_checkpoint(self.trainer, self.folder)
+            self._write_field()
             self._write_facts({'state': 'stopped', **self._facts()})
             self.warn(f'stopped at step {self.trainer.step_number}: the same command goes on from there')
             raise KeyboardInterrupt

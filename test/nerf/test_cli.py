@@ -173,6 +173,7 @@ def test_interrupting_keeps_the_step(sequence, tmp_path):
     step = int(re.search(r'stopped at step (\d+)', error)[1])
     assert step >= 40 and read_tensors(folder / 'checkpoint.safetensors')[1]['step'] == step
     assert json.loads((folder / 'nerf.json').read_text())['state'] == 'stopped'
+    assert read_field(folder)[2]['step'] == step
 
 
 def test_a_full_disk_loses_no_training(sequence, tmp_path, monkeypatch, capsys):
