@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 _CHUNK = 200_000
+_PROPOSERS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,42 +73,46 @@ def _errors(tracks: Tracks, table: Array, points: Array) -> Array:
     return reprojection_errors(table[tracks.view], points, tracks.normalised)
 
 
-def _proposals(tracks: Tracks, table: Array) -> Array:
-    """Point (K, 3) that each observation makes with its centre; nonsense at the centres themselves."""
-    centre = tracks.centre[tracks.point]
-    poses = np.stack([table[tracks.view[centre]], table[tracks.view]], axis=1)
-    return triangulate(poses, np.stack([tracks.normalised[centre], tracks.normalised], axis=1))
+def _proposals(tracks: Tracks, table: Array, rows: Index) -> Array:
+    """Point (R, 3) that each of some observations makes with its centre; nonsense at the centres themselves."""
+    centre = tracks.centre[tracks.point[rows]]
+    poses = np.stack([table[tracks.view[centre]], table[tracks.view[rows]]], axis=1)
+    return triangulate(poses, np.stack([tracks.normalised[centre], tracks.normalised[rows]], axis=1))
 
 
 def _vote(tracks: Tracks, table: Array, limit: float, min_parallax: float) -> Array:
     """Proposal (P, 3) of each track with the largest truncated score over its observations."""
-    proposals = _proposals(tracks, table)
     centres = -np.einsum('vji,vj->vi', table[:, :3, :3], table[:, :3, 3])
     centre = tracks.centre
     base = centre[tracks.point]
     starts = np.append(centre, len(tracks.point))
     lengths = np.diff(starts)
-    score = np.zeros(len(tracks.point))
-    rows = np.arange(len(tracks.point))
-    own = lengths[tracks.point]
+    # A dozen proposals spread over a long track are enough to hit a right one.
+    within = np.arange(len(tracks.point)) - base
+    stride = (-(-lengths // _PROPOSERS))[tracks.point]
+    rows = np.flatnonzero((within - 1) % stride == 0)
+    proposals = _proposals(tracks, table, rows)
+    point = tracks.point[rows]
+    score = np.zeros(len(rows))
+    own = lengths[point]
     begin = 0
     cumulative = np.cumsum(own)
     while begin < len(rows):
         end = max(int(np.searchsorted(cumulative, (cumulative[begin - 1] if begin else 0) + _CHUNK)), begin + 1)
-        block = rows[begin:end]
+        block = np.arange(begin, end)
         proposer = np.repeat(block, own[block])
         offset = np.arange(len(proposer)) - np.repeat(np.cumsum(own[block]) - own[block], own[block])
-        judge = base[proposer] + offset
+        judge = centre[point[proposer]] + offset
         error = reprojection_errors(table[tracks.view[judge]], proposals[proposer], tracks.normalised[judge])
         gain = np.maximum(1.0 - (error / limit) ** 2, 0.0)
         score[begin:end] = np.bincount(proposer - begin, weights=gain, minlength=end - begin)
         begin = end
-    angle = _angles(centres[tracks.view[base]], centres[tracks.view], proposals)
+    angle = _angles(centres[tracks.view[centre[point]]], centres[tracks.view[rows]], proposals)
     # Two views a hair apart agree with everything: a proposal needs some parallax to count in full.
     score *= np.clip(angle / max(min_parallax, 1e-9), 0.05, 1.0)
-    score[centre] = -1.0
-    best = np.lexsort((rows, -score, tracks.point))
-    return proposals[best[np.searchsorted(tracks.point[best], np.arange(len(tracks)))]]
+    score[within[rows] == 0] = -1.0
+    best = np.lexsort((rows, -score, point))
+    return proposals[best[np.searchsorted(point[best], np.arange(len(tracks)))]]
 
 
 def _angles(first: Array, second: Array, points: Array) -> Array:
