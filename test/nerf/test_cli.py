@@ -138,6 +138,7 @@ def test_export_cloud_and_camera_path(full, views, tiny, room, tmp_path):
     assert len(path['camera_path']) == 120
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with_is_the_same_as_never_killed(sequence, trained_field, tmp_path):
     folder = tmp_path / 'field'
     command = [sys.executable, '-m', 'dark3r_ros.cli.main', 'nerf', 'train', str(sequence), '-o', str(folder), *SMALL]
@@ -159,6 +160,7 @@ def test_killed_and_gone_on_with_is_the_same_as_never_killed(sequence, trained_f
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
+@pytest.mark.slow
 def test_interrupting_keeps_the_step(sequence, tmp_path):
     folder = tmp_path / 'field'
     command = [sys.executable, '-m', 'dark3r_ros.cli.main', 'nerf', 'train', str(sequence), '-o', str(folder), *SMALL]
