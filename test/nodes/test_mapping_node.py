@@ -326,7 +326,7 @@ def test_save_map_writes_the_folder_and_never_half(graph, make_node, camera, tmp
     assert (answer.success, answer.frames, answer.keyframes) == (True, 4, 2), answer.message
     saved = read_result(folder)
     assert [frame.stamp_ns for frame in saved.reconstruction.frames] == [stamp(number) for number in range(4)]
-    assert set(saved.report['config']) == {'node', 'decode', 'mapping', 'matcher', 'learned'}
+    assert set(saved.report['config']) == {'node', 'decode', 'mapping', 'matcher', 'mini', 'learned'}
     assert saved.report['config']['decode']['black_level'] == node.get_parameter('decode.black_level').value
     again = save()
     assert not again.success and 'exists' in again.message
