@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor
+from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor, best_in_window
 from dark3r_ros.model.mini import COARSE, FINE
 
 Array = NDArray[np.float64]
@@ -76,15 +76,14 @@ class GuidedPair:
     def __init__(self, predictor: MiniPredictor, a: MiniFeatures, b: MiniFeatures) -> None:
         self._a, self._b = a, b
         self._coarse_a, self._coarse_b = predictor.coarse_maps(a, b)
-        self._coarse_scale = float(predictor.network.coarse_scale.clamp(max=4.0).exp())
-        self._fine_scale = float(predictor.network.fine_scale.clamp(max=4.0).exp())
+        self._coarse_factor, self._fine_factor = predictor.coarse_factor, predictor.fine_factor
         self._device = predictor.device
 
     def coarse_chances(self, pixels: Array) -> Tensor:
         """Chance (M, rows, columns) that pixels (M, 2) of a lie in a cell of b, as coarse descriptors judge it."""
         with torch.inference_mode():
             maps = self._similarity(torch.from_numpy(pixels), self._coarse_a, self._coarse_b)
-            return functional.softmax(self._coarse_scale * maps.flatten(1), dim=1).reshape(maps.shape)
+            return functional.softmax(self._coarse_factor * maps.flatten(1), dim=1).reshape(maps.shape)
 
     def evidence(self, chances: Tensor, pixels: Array, floor: float = 1e-3) -> Array:
         """Logarithm (M, D) of the chance at pixels (M, D, 2) of each query; outside the view that of `floor`.
@@ -108,7 +107,7 @@ class GuidedPair:
             extent = torch.tensor([width, height], dtype=maps.dtype, device=maps.device) * FINE
             grid = (places + 0.5) * (2.0 / extent) - 1.0
             found = functional.grid_sample(maps, grid[None], align_corners=False)[0]
-            logits = self._fine_scale * torch.einsum('mf,fms->ms', fine, found)
+            logits = self._fine_factor * torch.einsum('mf,fms->ms', fine, found)
             logits = logits - logits.logsumexp(1, keepdim=True) + float(np.log(pixels.shape[1]))
             inside = (grid.abs() < 1).all(-1)
             return torch.where(inside, logits, 0.0).double().cpu().numpy()
@@ -140,16 +139,6 @@ class GuidedPair:
 
     def _best(self, fine: Tensor, there: MiniFeatures, start: Tensor, half: int) -> tuple[Tensor, Tensor]:
         """Best pixels (M, 2) within windows around starts (M, 2), and the chance there (M,)."""
-        height, width = there.shape
-        side = torch.arange(-half, half + 1, device=self._device)
-        offsets = torch.stack(torch.meshgrid(side, side, indexing='xy'), dim=-1).reshape(-1, 2)
-        window = ((start - (FINE - 1) / 2) / FINE).round().long()[:, None] + offsets
-        inside = (window >= 0).all(-1) & (window[..., 0] < width) & (window[..., 1] < height)
-        index = window[..., 1].clamp(0, height - 1) * width + window[..., 0].clamp(0, width - 1)
-        likeness = torch.einsum('mc,mkc->mk', fine, there.fine[index].float())
-        chance = functional.softmax((self._fine_scale * likeness).masked_fill(~inside, -1e4), dim=1)
-        best = window.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))
-        near = ((window - best).abs().amax(-1) <= 1) * chance
-        mass = near.sum(1)
-        position = (near[..., None] * window).sum(1) / mass[:, None]
+        centre = ((start - (FINE - 1) / 2) / FINE).round().long()
+        position, mass = best_in_window(fine, there, centre, half, self._fine_factor)
         return position.double() * FINE + (FINE - 1) / 2, mass

@@ -79,6 +79,10 @@ class MiniFeatures:
         return sum(part.nbytes for part in parts)
 
 
+# Coarse descriptors (C, rows, columns), and logits (1, rows, columns) of the chance that the other frame sees a cell.
+_Maps = tuple[Tensor, Tensor | None]
+
+
 @dataclass(frozen=True, eq=False)
 class _Side:
     """One frame of a pair: cells (rows * columns, C), keypoints (N, C), chance that a keypoint is seen by both (N,)."""
@@ -133,8 +137,7 @@ class MiniPredictor:
         chosen = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
         self.device = torch.device(chosen)
         self.network = network.to(self.device)
-        self._coarse_scale = float(network.coarse_scale.clamp(max=4.0).exp())
-        self._fine_scale = float(network.fine_scale.clamp(max=4.0).exp())
+        self.coarse_factor, self.fine_factor = float(network.coarse_factor), float(network.fine_factor)
 
     @property
     def fingerprint(self) -> str:
@@ -155,7 +158,8 @@ class MiniPredictor:
             return [self._match_one(a, b) for a, b in pairs]
 
     def _match_one(self, a: MiniFeatures, b: MiniFeatures) -> Correspondences:
-        side_a, side_b = self._relate(a, b)
+        maps_a, maps_b = self._described(a, b)
+        side_a, side_b = _side(*maps_a, a), _side(*maps_b, b)
         forward, backward = self._search(a, b, side_a, side_b), self._search(b, a, side_b, side_a)
         points_a = torch.cat([_pixels(_xy(forward.keypoint, a)), _pixels(backward.position)])
         points_b = torch.cat([_pixels(forward.position), _pixels(_xy(backward.keypoint, b))])
@@ -180,23 +184,17 @@ class MiniPredictor:
 
     def coarse_maps(self, a: MiniFeatures, b: MiniFeatures) -> tuple[Tensor, Tensor]:
         """Coarse descriptors (C, rows, columns) of both frames, each in the light of the other where possible."""
-        if self.network.cross_view is None:
-            return a.coarse.float(), b.coarse.float()
-        contexts = (MiniContext(f.sixteenth[None].float(), f.eighth[None].float()) for f in (a, b))
         with torch.inference_mode():
-            found_a, found_b = self.network.relate(*contexts)
-        return found_a.coarse[0], found_b.coarse[0]
+            (coarse_a, _), (coarse_b, _) = self._described(a, b)
+        return coarse_a, coarse_b
 
-    def _relate(self, a: MiniFeatures, b: MiniFeatures) -> tuple[_Side, _Side]:
-        """Coarse descriptors of both frames, each in the light of the other where the weights allow it."""
+    def _described(self, a: MiniFeatures, b: MiniFeatures) -> tuple[_Maps, _Maps]:
+        """Maps of both frames, each in the light of the other where the weights allow it."""
         if self.network.cross_view is None:
-            return _side(a.coarse.float(), None, a), _side(b.coarse.float(), None, b)
+            return (a.coarse.float(), None), (b.coarse.float(), None)
         contexts = (MiniContext(f.sixteenth[None].float(), f.eighth[None].float()) for f in (a, b))
         found_a, found_b = self.network.relate(*contexts)
-        return (
-            _side(found_a.coarse[0], found_a.seen, a),
-            _side(found_b.coarse[0], found_b.seen, b),
-        )
+        return (found_a.coarse[0], found_a.seen), (found_b.coarse[0], found_b.seen)
 
     def _search(self, a: MiniFeatures, b: MiniFeatures, side_a: _Side, side_b: _Side) -> _Found:
         """Find the keypoints of a in b, and keep those that lead back to themselves."""
@@ -212,7 +210,7 @@ class MiniPredictor:
         trusted = a.reliability.float() * side_a.seen
         chosen = ((distance <= 2 * COARSE) & (trusted >= self.config.min_confidence)).nonzero()[:, 0]
         keypoint, cell = a.keypoints[chosen], cell[chosen]
-        likely = _around(functional.softmax(self._coarse_scale * similarity[chosen], dim=1), cell, columns)
+        likely = _around(functional.softmax(self.coarse_factor * similarity[chosen], dim=1), cell, columns)
         expected = trusted[chosen] * likely
         ratio = COARSE // FINE
         start = torch.stack([cell % columns, cell // columns], dim=1) * ratio + ratio // 2
@@ -228,20 +226,34 @@ class MiniPredictor:
         return _Found(number[kept], keypoint[kept], position[kept], confidence[kept])
 
     def _refine(self, query: Tensor, b: MiniFeatures, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Best place (M, 2) in fine pixels within windows around starts (M, 2), and the probability there (M,)."""
-        radius = self.config.radius
-        height, width = b.shape
-        side = torch.arange(-radius, radius + 1, device=self.device)
-        offsets = torch.stack(torch.meshgrid(side, side, indexing='xy'), dim=-1).reshape(-1, 2)
-        window = start.round().long()[:, None] + offsets
-        inside = (window >= 0).all(-1) & (window[..., 0] < width) & (window[..., 1] < height)
-        index = window[..., 1].clamp(0, height - 1) * width + window[..., 0].clamp(0, width - 1)
-        similarity = torch.einsum('mc,mkc->mk', query.float(), b.fine[index].float())
-        chance = functional.softmax((self._fine_scale * similarity).masked_fill(~inside, -1e4), dim=1)
-        best = window.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))
-        near = ((window - best).abs().amax(-1) <= 1) * chance
-        mass = near.sum(1)
-        return (near[..., None] * window).sum(1) / mass[:, None], mass
+        return best_in_window(query, b, start.round().long(), self.config.radius, self.fine_factor)
+
+
+def best_in_window(
+    query: Tensor, there: MiniFeatures, centre: Tensor, radius: int, factor: float
+) -> tuple[Tensor, Tensor]:
+    """Look for fine descriptors in windows of another frame.
+
+    Parameters
+    ----------
+    query: (M, F) fine descriptors. there: the other frame. centre: (M, 2) int64 middles of the windows, in fine pixels.
+    radius: half side of a window in fine pixels. factor: of similarities before the softmax.
+
+    Returns the expected place (M, 2), in fine pixels, over the 3x3 around the best, and the chance there (M,).
+
+    """
+    height, width = there.shape
+    side = torch.arange(-radius, radius + 1, device=centre.device)
+    offsets = torch.stack(torch.meshgrid(side, side, indexing='xy'), dim=-1).reshape(-1, 2)
+    window = centre[:, None] + offsets
+    inside = (window >= 0).all(-1) & (window[..., 0] < width) & (window[..., 1] < height)
+    index = window[..., 1].clamp(0, height - 1) * width + window[..., 0].clamp(0, width - 1)
+    similarity = torch.einsum('mc,mkc->mk', query.float(), there.fine[index].float())
+    chance = functional.softmax((factor * similarity).masked_fill(~inside, -1e4), dim=1)
+    best = window.gather(1, chance.argmax(1)[:, None, None].expand(-1, 1, 2))
+    near = ((window - best).abs().amax(-1) <= 1) * chance
+    mass = near.sum(1)
+    return (near[..., None] * window).sum(1) / mass[:, None], mass
 
 
 def _features(output: MiniOutput, size: tuple[int, int], *, keep_context: bool) -> MiniFeatures:

@@ -33,6 +33,7 @@ HEADER_KEY = 'dark3r_mini'
 BUNDLED = Path(__file__).parent / 'weights_mini' / 'mini.safetensors'  # the student
 BUNDLED_TEACHER = BUNDLED.with_name('mini_teacher.safetensors')
 COARSE, FINE, SMALLEST = 8, 2, 32  # pixels per coarse and per fine descriptor; image sides are padded to SMALLEST
+_LARGEST_SCALE = 4.0  # logarithm of the sharpest factor of similarities
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,16 @@ class MiniNetwork(nn.Module):
             result = self.pair_head(self.pair_up8(context.sixteenth + change, context.eighth))
             found.append(PairOutput(functional.normalize(result[:, :-1], dim=1), result[:, -1]))
         return found[0], found[1]
+
+    @property
+    def coarse_factor(self) -> Tensor:
+        """Factor of coarse similarities before a softmax, one value."""
+        return self.coarse_scale.clamp(max=_LARGEST_SCALE).exp()
+
+    @property
+    def fine_factor(self) -> Tensor:
+        """Factor of fine similarities before a softmax, one value."""
+        return self.fine_scale.clamp(max=_LARGEST_SCALE).exp()
 
     def parameter_count(self) -> int:
         """Number of trainable values."""

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
+from scipy.special import softmax
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.matching.guided import GuidedPair, Queries, grid_queries
@@ -46,7 +47,7 @@ class DenseOptions:
 def partner_views(structure: Structure, poses: Mapping[int, Array], most: int, least: int = 15) -> dict[int, list[int]]:
     """Views that share many points with each view and see them from a different place."""
     shared = covisible(structure, max(poses) + 1)
-    centres = {number: -pose[:3, :3].T @ pose[:3, 3] for number, pose in poses.items()}
+    centres = {number: se3.inverse(pose)[:3, 3] for number, pose in poses.items()}
     result: dict[int, list[int]] = {}
     for number in sorted(poses):
         limits = depth_range(structure, poses, number)
@@ -116,7 +117,7 @@ def sweep_view(
         for rows in _chunks(len(coarse)):
             places = rays.seen(views[other], poses[other], inverse[None], rows)
             evidence[rows] += pair.evidence(pair.coarse_chances(coarse.pixels[rows]), places)
-    chance = _softmax(_smoothed(evidence, shape, options.coarse_smoothing))
+    chance = softmax(_smoothed(evidence, shape, options.coarse_smoothing), axis=1)
     depth, mass = peak_depths(chance, inverse)
     fine, fine_shape = grid_queries(features, 1)
     start = _resized(1.0 / depth.reshape(shape), fine_shape)
@@ -148,7 +149,7 @@ def _refined(
         for rows in _chunks(len(queries)):
             places = rays.seen(views[other], poses[other], tried[rows], rows)
             evidence[rows] += pair.fine_evidence(queries.fine[rows], places)
-    chance = _softmax(_smoothed(evidence, shape, options.fine_smoothing))
+    chance = softmax(_smoothed(evidence, shape, options.fine_smoothing), axis=1)
     return (chance * tried).sum(axis=1).reshape(shape)
 
 
@@ -160,11 +161,6 @@ def _smoothed(evidence: Array, shape: tuple[int, int], size: int) -> Array:
     """Mean over neighbouring places of evidence (M, D), with the number of them as far as noise is concerned."""
     volume = evidence.reshape(*shape, -1)
     return np.asarray(uniform_filter(volume, (size, size, 1), mode='nearest')).reshape(evidence.shape) * size
-
-
-def _softmax(logits: Array) -> Array:
-    chance = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(chance / chance.sum(axis=1, keepdims=True))
 
 
 def _resized(values: Array, shape: tuple[int, int]) -> Array:

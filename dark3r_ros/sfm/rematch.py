@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.matching.guided import GuidedPair, Queries, anchor_queries
@@ -96,9 +97,7 @@ def sweep(
     for other, pair in pairs.items():
         places = np.nan_to_num(project(views[other], poses[other], points), nan=-1e4).clip(-1e4, 1e5)
         total += pair.evidence(pair.coarse_chances(pixels), places)
-    total -= total.max(axis=1, keepdims=True)
-    chance = np.exp(total)
-    return chance / chance.sum(axis=1, keepdims=True)
+    return np.asarray(softmax(total, axis=1))
 
 
 def peak_depths(chance: Array, inverse_depths: Array) -> tuple[Array, Array]:

@@ -105,7 +105,7 @@ class MiniSubject:
     @property
     def temperature(self) -> Tensor:
         """See `Subject`."""
-        return self.network.coarse_scale.clamp(max=4.0).exp()
+        return self.network.coarse_factor
 
     def look(self, images_a: Tensor, images_b: Tensor) -> Compared:
         """See `Subject.look`."""

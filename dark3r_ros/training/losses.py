@@ -176,7 +176,7 @@ def matching_losses(
     output = views.output
     coarse_a, coarse_b = output.coarse.chunk(2)
     fine_a, fine_b = output.fine.chunk(2)
-    scale = network.coarse_scale.clamp(max=4.0).exp()
+    scale = network.coarse_factor
     single, single_right = _coarse_loss(scale, coarse_a, coarse_b, chosen)
     pair, pair_right, seen = torch.zeros_like(single), single_right, torch.zeros_like(single)
     if views.pair is not None:
@@ -184,8 +184,7 @@ def matching_losses(
         pair, pair_right = _coarse_loss(scale, first.coarse, second.coarse, chosen)
         logit = sample_map(first.seen[:, None], chosen.a, COARSE)[..., 0]
         seen = functional.binary_cross_entropy_with_logits(logit, chosen.valid.to(logit.dtype))
-    fine_scale = network.fine_scale.clamp(max=4.0).exp()
-    fine, fine_right = _fine_loss(fine_scale, fine_a, fine_b, few, generator)
+    fine, fine_right = _fine_loss(network.fine_factor, fine_a, fine_b, few, generator)
     right = pair_right[:, :fine_points] & fine_right
     weight, few_weight = chosen.valid.float(), few.valid.float()
     return Losses(
