@@ -6,31 +6,26 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from dark3r_ros.cli.common import (
     add_config_arguments,
     add_decode_arguments,
-    add_input_arguments,
     config_from_arguments,
-    decode_options,
     print_json,
     progress,
 )
-from dark3r_ros.config import to_mapping
+from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, open_input, provenance
 from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.mini import MiniMatchConfig
-from dark3r_ros.matching.registry import PREDICTORS, make_predictor
+from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.checks import check_frame
 from dark3r_ros.raw.noise import resolve_noise
 from dark3r_ros.storage.files import check_target, check_writable
-from dark3r_ros.storage.sequence import read_cameras_json
-from dark3r_ros.storage.source import open_source
-from dark3r_ros.types import FrameSource, Reconstruction
+from dark3r_ros.types import Reconstruction
 
 NAME = 'map'
 HELP = 'map a recording: poses, cloud and report from a bag or a folder'
@@ -39,35 +34,11 @@ EXAMPLE = 'dark3r map tunnel_bag -o out/tunnel'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    add_input_arguments(parser)
-    parser.add_argument('-o', '--output', type=Path, required=True, help='result folder')
-    parser.add_argument('--overwrite', action='store_true', help='replace an earlier result')
-    parser.add_argument(
-        '--predictor',
-        default=PREDICTORS[0],
-        metavar='NAME|FILE',
-        help='matcher: mini, classical, a weight file or a folder of export-engine (default: %(default)s)',
-    )
-    parser.add_argument('--noise', default='', metavar='NAME|FILE', help='noise preset or YAML of calibrate-noise')
-    parser.add_argument('--no-report', action='store_true', help='leave out report.html and its pictures')
-    parser.add_argument('--json', action='store_true', help='print the figures as JSON')
+    add_reconstruction_arguments(parser)
     add_config_arguments(parser, MappingConfig, 'mapping')
     add_config_arguments(parser, MiniMatchConfig, 'mini', 'mini')
     add_config_arguments(parser, ClassicalConfig, 'classical matcher', 'classical')
     add_decode_arguments(parser)
-
-
-def _open(args: argparse.Namespace) -> FrameSource:
-    return open_source(
-        args.input,
-        image_topic=args.image_topic,
-        info_topic=args.info_topic,
-        decode=decode_options(args),
-        start=args.start,
-        duration=args.duration,
-        stride=args.stride,
-        camera=read_cameras_json(args.camera).camera if args.camera else None,
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     noise = resolve_noise(args.noise) if args.noise else None
     predictor = make_predictor(args.predictor, noise=noise, classical=classical, mini=mini)
     pipeline = MappingPipeline(mapping, predictor, noise)
-    source = _open(args)
+    source = open_input(args)
     samples = SampleCollector(len(source), network_width=mapping.network_width, binning=mapping.binning)
     advice: list[str] = []
     for number, frame in enumerate(progress(source, len(source), 'mapping')):
@@ -104,19 +75,7 @@ def run(args: argparse.Namespace) -> int:
     report = {
         'wall_s': time.perf_counter() - began,
         'stages_s': pipeline.stage_seconds,
-        'predictor': predictor.name,
-        'predictor_fingerprint': predictor.fingerprint,
-        'weights_sha256': None if predictor.name == 'classical' else predictor.fingerprint,
-        'config': {
-            'mapping': to_mapping(mapping),
-            'mini': to_mapping(mini),
-            'classical': to_mapping(classical),
-            'decode': to_mapping(decode_options(args)),
-            'noise': to_mapping(noise) if noise else None,
-        },
-        'input': Path(args.input).name,
-        'input_path': str(Path(args.input).absolute()),
-        'warnings': warnings,
+        **provenance(args, predictor, noise, {'mapping': mapping, 'mini': mini, 'classical': classical}, warnings),
     }
     write_result(args.output, reconstruction, report, overwrite=args.overwrite)
     if not args.no_report:

@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from dark3r_ros.cli.common import (
     add_config_arguments,
     add_decode_arguments,
-    add_input_arguments,
     config_from_arguments,
-    decode_options,
     print_json,
     progress,
 )
-from dark3r_ros.config import to_mapping
+from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, open_input, provenance
 from dark3r_ros.errors import ConfigError, DataError, ReconstructionError
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.noise import resolve_noise
@@ -38,10 +36,8 @@ from dark3r_ros.sfm.scale import (
     scaled_depths,
 )
 from dark3r_ros.storage.files import check_target, check_writable
-from dark3r_ros.storage.sequence import read_cameras_json
-from dark3r_ros.storage.source import open_source
 from dark3r_ros.storage.trajectory import read_tum
-from dark3r_ros.types import Frame, FrameSource, Reconstruction
+from dark3r_ros.types import Frame, Reconstruction
 
 NAME = 'sfm'
 HELP = 'reconstruct a recording offline: all views at once, for the dark and for unordered sets'
@@ -50,16 +46,7 @@ EXAMPLE = 'dark3r sfm night_folder -o out/night --predictor mini'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    add_input_arguments(parser)
-    parser.add_argument('-o', '--output', type=Path, required=True, help='result folder')
-    parser.add_argument('--overwrite', action='store_true', help='replace an earlier result')
-    parser.add_argument(
-        '--predictor',
-        default='mini',
-        metavar='NAME|FILE',
-        help='matcher: mini, classical, a weight file or a folder of export-engine (default: %(default)s)',
-    )
-    parser.add_argument('--noise', default='', metavar='NAME|FILE', help='noise preset or YAML of calibrate-noise')
+    add_reconstruction_arguments(parser)
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument('--scale-odometry', type=Path, metavar='FILE', help='TUM file of odometry that gives the scale')
     scale.add_argument(
@@ -68,23 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=('FRAME', 'FRAME', 'M'),
         help='two frames (file name, stamp or number) and their distance in metres, which give the scale',
     )
-    parser.add_argument('--no-report', action='store_true', help='leave out report.html and its pictures')
-    parser.add_argument('--json', action='store_true', help='print the figures as JSON')
     add_config_arguments(parser, SfmConfig, 'reconstruction')
     add_decode_arguments(parser)
-
-
-def _open(args: argparse.Namespace) -> FrameSource:
-    return open_source(
-        args.input,
-        image_topic=args.image_topic,
-        info_topic=args.info_topic,
-        decode=decode_options(args),
-        start=args.start,
-        duration=args.duration,
-        stride=args.stride,
-        camera=read_cameras_json(args.camera).camera if args.camera else None,
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     config = config_from_arguments(args, SfmConfig)
     noise = resolve_noise(args.noise) if args.noise else None
     predictor = make_predictor(args.predictor, noise=noise, mini=OFFLINE_MINI)
-    source = _open(args)
+    source = open_input(args)
     samples = SampleCollector(len(source), network_width=config.network_width, binning=config.binning)
     work = args.output.absolute().parent / f'.{args.output.name}.sfm'
     maker = SfmRun(config, predictor, noise, progress, work)
@@ -121,20 +93,10 @@ def run(args: argparse.Namespace) -> int:
     report = {
         'wall_s': time.perf_counter() - began,
         'stages_s': maker.seconds,
-        'predictor': predictor.name,
-        'predictor_fingerprint': predictor.fingerprint,
-        'weights_sha256': None if predictor.name == 'classical' else predictor.fingerprint,
+        **provenance(args, predictor, noise, {'sfm': config}, list(source.warnings)),
         'sfm': maker.notes,
         'metres_per_unit': scale,
         'pose_sigma': _sigmas(maker.covariance, scale or 1.0),
-        'config': {
-            'sfm': to_mapping(config),
-            'decode': to_mapping(decode_options(args)),
-            'noise': to_mapping(noise) if noise else None,
-        },
-        'input': Path(args.input).name,
-        'input_path': str(Path(args.input).absolute()),
-        'warnings': list(source.warnings),
     }
     write_result(args.output, reconstruction, report, overwrite=args.overwrite, depths=depths)
     if not args.no_report:

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from refusals import error_line
 
 from dark3r_ros.cli import map as map_command
 from dark3r_ros.cli.main import main
@@ -49,15 +50,6 @@ def result(bag, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('result') / 'tunnel'
     assert main(['map', str(bag), '-o', str(folder)]) == 0
     return folder
-
-
-def error_line(capsys) -> str:
-    """The one line a refused command leaves."""
-    text = capsys.readouterr().err.strip()
-    lines = [line for line in text.splitlines() if not line.startswith('dark3r: warning')]
-    assert len(lines) == 1, text
-    assert lines[0].startswith('dark3r: error: ')
-    return lines[0]
 
 
 def test_every_file_of_a_result_is_there_and_agrees(bag, result, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import error_line
 
 from dark3r_ros.cli.main import main
 from dark3r_ros.storage.cloud import read_ply
@@ -31,14 +32,6 @@ def result(bag, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('sfm_result') / 'room'
     assert main(['sfm', str(bag), '-o', str(folder), '--no-report']) == 0
     return folder
-
-
-def error_line(capsys) -> str:
-    text = capsys.readouterr().err.strip()
-    lines = [line for line in text.splitlines() if not line.startswith('dark3r: warning')]
-    assert len(lines) == 1, text
-    assert lines[0].startswith('dark3r: error: ')
-    return lines[0]
 
 
 def test_a_room_is_posed_and_scored(bag, result, capsys):
