@@ -253,6 +253,7 @@ class MappingNode(LifecycleNode):
         self.inputs.release_held(now)
         if self.outputs.waiting:
             self.outputs.send_transforms(now)
+        self.outputs.publish_changed_path(now)
         wanted = self.config.publish_map and self.outputs.map_changed and not self._map_requested
         if wanted and self.outputs.map_throttle.ready(now):
             self._map_requested = True

@@ -147,8 +147,7 @@ class Outputs:
                 self.withdraw()
         if moved and self.config.publish_keyframes:
             self._publish_keyframes(sorted(moved.values(), key=lambda keyframe: keyframe.stamp_ns))
-        if self.config.publish_path and self._path.changed and self.path_throttle.ready(now):
-            self.publish_path()
+        self.publish_changed_path(now)
 
     def _posed(self, event: FramePosed, now: float) -> None:
         if self._base_from_camera is None:
@@ -235,6 +234,11 @@ class Outputs:
                 self.publish_path()
             if self.config.publish_map:
                 self.publish_map(result.cloud)
+
+    def publish_changed_path(self, now: float) -> None:
+        """Publish the path if it changed and its period is over; also called while no frame arrives."""
+        if self.config.publish_path and self._path.changed and self.path_throttle.ready(now):
+            self.publish_path()
 
     def publish_path(self) -> None:
         """Publish the path now."""
