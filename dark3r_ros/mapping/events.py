@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from dark3r_ros.types import Float64Array, MappingState, PointCloud
@@ -19,6 +20,8 @@ class FramePosed:
     covariance: (6, 6) in the order x y z rx ry rz, small motions of the camera expressed in the world frame.
     keyframe: whether the frame became a keyframe.
     late: True for a frame that is older than one already reported.
+    submap: whose frame the pose is in; 0 is the map. Another submap was begun while the camera was lost and lies
+        anywhere at any scale until it is joined; its frames and keyframes are then reported again, late, in the map.
 
     """
 
@@ -31,6 +34,7 @@ class FramePosed:
     snr_db: float
     keyframe: bool
     late: bool = False
+    submap: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +55,12 @@ class KeyframeState:
     world_from_camera: Float64Array
     snr_db: float
     landmarks: int
+    submap: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class KeyframeAdded:
-    """A keyframe joined the map; `cloud` holds its landmarks in the world frame."""
+    """A keyframe joined a submap (0 is the map); `cloud` holds its landmarks in the frame of the submap."""
 
     keyframe_id: int
     stamp_ns: int
@@ -64,6 +69,7 @@ class KeyframeAdded:
     cloud: PointCloud
     snr_db: float
     landmarks: int
+    submap: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +102,15 @@ Event: TypeAlias = FramePosed | FrameUnposed | KeyframeAdded | KeyframesMoved | 
 
 @dataclass(frozen=True)
 class PipelineStatus:
-    """Snapshot of the pipeline for status messages; counts are since the last reset."""
+    """Snapshot of the pipeline for status messages; counts are since the last reset.
+
+    Attributes
+    ----------
+    submap: the submap that the camera is in; 0 is the map. submaps: how many there are that are not joined.
+    loops_proposed, loops_verified, loops_accepted: places that looked alike, those that geometry confirmed, and those
+        that closed a loop or joined a submap. loops_refused: how many were refused, by reason.
+
+    """
 
     state: MappingState
     message: str
@@ -109,3 +123,9 @@ class PipelineStatus:
     frames: int
     posed: int
     map_bytes: int
+    submap: int = 0
+    submaps: int = 1
+    loops_proposed: int = 0
+    loops_verified: int = 0
+    loops_accepted: int = 0
+    loops_refused: Mapping[str, int] = field(default_factory=dict)

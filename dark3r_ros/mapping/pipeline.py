@@ -12,11 +12,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.errors import Dark3rError
+from dark3r_ros.errors import Dark3rError, DataError, OutputError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.archive import Archive
@@ -141,6 +142,21 @@ class MappingPipeline:
             self._log.posed,
             self._map.nbytes + self._log.nbytes + self._archive.cloud.nbytes,
         )
+
+    def save_state(self, folder: Path | str, *, overwrite: bool = False) -> None:
+        """Write everything that `load_state` needs to go on in this map later; OutputError when it cannot be.
+
+        Signature only as yet: raises OutputError.
+        """
+        raise OutputError(f'cannot write {folder}: saving a live map is not built yet')
+
+    def load_state(self, folder: Path | str) -> tuple[str, ...]:
+        """Replace the present map by a saved one and look for the camera in it; returns sentences worth a log line.
+
+        DataError when the folder is no saved map, is damaged, or was made with another predictor. The present map is
+        then kept. Signature only as yet: raises DataError.
+        """
+        raise DataError(f'cannot read {folder}: loading a live map is not built yet')
 
     # ------------------------------------------------------------------ stages
 
