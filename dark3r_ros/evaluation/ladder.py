@@ -3,19 +3,21 @@
 
     python -m dark3r_ros.evaluation.ladder SEQUENCE [SEQUENCE ...] --snr 20 10 0 -4 -o out/ladder
 
-makes the dark frames exactly as `dark3r darken`, maps them as `dark3r map` (`--engine map`), as `dark3r sfm` (`sfm`) or
-with COLMAP on pictures (`colmap`), and scores them as `dark3r evaluate`. Every row leaves
-a result folder; a row whose folder exists with the same settings is not computed again.
+makes the dark frames exactly as `dark3r darken` (or, for `room`, `corridor` and `tunnel`, as `dark3r simulate`), maps
+them as `dark3r map` (`--engine map`), as `dark3r sfm` (`sfm`) or with another method on developed pictures (`PEERS`),
+and scores them as `dark3r evaluate`. Every row leaves a result folder; a row whose folder exists with the same settings
+is not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,14 @@ from dark3r_ros.config import to_mapping
 from dark3r_ros.errors import Dark3rError, ReconstructionError
 from dark3r_ros.evaluation.colmap_baseline import map_pictures
 from dark3r_ros.evaluation.evaluate import evaluate_result
+from dark3r_ros.evaluation.scenes import Scene, open_scene
+from dark3r_ros.evaluation.visual_odometry import track_pictures
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.registry import PREDICTORS, make_predictor
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
 from dark3r_ros.sfm.pipeline import SfmRun
-from dark3r_ros.simulation.darken import Darkening
 from dark3r_ros.simulation.frames import SimulatedFrame
 from dark3r_ros.storage.result import jsonable, write_result
 from dark3r_ros.types import Frame, Reconstruction
@@ -61,11 +64,13 @@ class _Clock:
     def __init__(self, made: Iterable[SimulatedFrame]) -> None:
         self._made = made
         self.seconds = 0.0
+        self.count = 0
 
     def __iter__(self) -> Iterator[Frame]:
         began = time.perf_counter()
         for frame in self._made:
             self.seconds += time.perf_counter() - began
+            self.count += 1
             yield frame.frame
             began = time.perf_counter()
 
@@ -83,11 +88,20 @@ def _sfm(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction,
     return run(frames), {'stages_s': run.seconds, 'sfm': run.notes}
 
 
-def _colmap(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction, dict[str, Any]]:
-    return map_pictures(frames), {}
-
-
-ENGINES = {'map': _map, 'sfm': _sfm, 'colmap': _colmap}
+OWN_ENGINES: dict[str, Callable[[Iterable[Frame], Predictor], tuple[Reconstruction, dict[str, Any]]]] = {
+    'map': _map,
+    'sfm': _sfm,
+}
+# Methods of others, on pictures developed from the same raw frames.
+PEERS: dict[str, Callable[[Iterable[Frame]], Reconstruction]] = {
+    'colmap': map_pictures,
+    'colmap-linear': functools.partial(map_pictures, pictures='linear'),
+    'colmap-denoised': functools.partial(map_pictures, pictures='denoised'),
+    'colmap-global': functools.partial(map_pictures, mapper='global'),
+    'vo-sift': functools.partial(track_pictures, features='sift'),
+    'vo-orb': functools.partial(track_pictures, features='orb'),
+}
+ENGINES = (*OWN_ENGINES, *PEERS)
 
 
 def _config(engine: str) -> dict[str, Any]:
@@ -95,25 +109,46 @@ def _config(engine: str) -> dict[str, Any]:
 
 
 def run_row(
-    sequence: Path, snr_db: float | None, predictor: str, seed: int, preset: str, output: Path, engine: str = 'map'
+    scene: Scene,
+    snr_db: float | None,
+    predictor: str,
+    seed: int,
+    preset: str,
+    output: Path,
+    engine: str = 'map',
+    peer: Callable[[Iterable[Frame]], Reconstruction] | None = None,
 ) -> Row:
-    """Darken, map and score one sequence; `snr_db` None leaves it clean. The result lands in `output`."""
+    """Darken, map and score one scene; `snr_db` None leaves it clean. The result lands in `output`.
+
+    `peer` is a method beside `PEERS`, under the name `engine`. A reconstruction that fails is a row without poses.
+    """
     settings = {'snr_db': snr_db, 'seed': seed, 'preset': preset, 'mapping': _config(engine), 'engine': engine}
-    matcher = make_predictor(predictor, mini=OFFLINE_MINI if engine == 'sfm' else None)
-    settings['fingerprint'] = matcher.fingerprint
+    settings['scene'] = scene.description
+    matcher = None
+    if engine in OWN_ENGINES:
+        matcher = make_predictor(predictor, mini=OFFLINE_MINI if engine == 'sfm' else None)
+        settings['fingerprint'] = matcher.fingerprint
     known = _finished(output, settings)
     if known is not None:
         return known
-    frames = _Clock(Darkening(sequence, snr_db or 0.0, seed=seed, preset=preset, clean=snr_db is None))
+    frames = _Clock(scene.photograph(snr_db, seed, preset))
     began = time.perf_counter()
-    reconstruction, details = ENGINES[engine](frames, matcher)
+    try:
+        if matcher is not None:
+            reconstruction, details = OWN_ENGINES[engine](frames, matcher)
+        else:
+            reconstruction, details = (peer or PEERS[engine])(frames), {}
+    except ReconstructionError as error:
+        row = Row(scene.name, snr_db, predictor, 0, frames.count, None, None, 0.0, str(error))
+        output.mkdir(parents=True, exist_ok=True)
+        return _finish(output, settings, row)
     seconds = time.perf_counter() - began - frames.seconds
     report = {'wall_s': seconds, 'config': settings, 'predictor': predictor, **details}
     write_result(output, reconstruction, report, overwrite=True)
     posed = len(reconstruction.trajectory())
-    row = Row(sequence.name, snr_db, predictor, posed, len(reconstruction.frames), None, None, round(seconds, 2))
+    row = Row(scene.name, snr_db, predictor, posed, len(reconstruction.frames), None, None, round(seconds, 2))
     if posed >= 3:
-        figures = evaluate_result(output, sequence / 'cameras.json').figures()
+        figures = evaluate_result(output, scene.truth(output, seed)).figures()
         row = Row(
             **{
                 **asdict(row),
@@ -122,6 +157,10 @@ def run_row(
                 'note': figures['degenerate'] or '',
             }
         )
+    return _finish(output, settings, row)
+
+
+def _finish(output: Path, settings: dict[str, Any], row: Row) -> Row:
     (output / ROW_FILE).write_text(json.dumps(jsonable({'settings': settings, 'row': asdict(row)}), indent=1))
     return row
 
@@ -156,29 +195,27 @@ def _level(text: str) -> float | None:
 def main(argv: list[str] | None = None) -> int:
     """Run the ladder and print its table."""
     parser = argparse.ArgumentParser(prog='python -m dark3r_ros.evaluation.ladder', description=__doc__)
-    parser.add_argument('sequences', nargs='+', type=Path, help='sequence folders with cameras.json')
+    parser.add_argument('sequences', nargs='+', help='sequence folders with cameras.json, or room, corridor, tunnel')
     parser.add_argument('--snr', nargs='+', type=_level, default=[20.0], metavar='DB', help='levels, or `clean`')
     parser.add_argument('--predictor', choices=PREDICTORS, default=PREDICTORS[0])
-    parser.add_argument('--engine', choices=tuple(ENGINES), default='map', help='what maps (default: %(default)s)')
+    parser.add_argument('--engine', choices=ENGINES, default='map', help='what maps (default: %(default)s)')
     parser.add_argument('--preset', default='starvis', help='noise of the camera (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('-o', '--output', type=Path, default=Path('out/ladder'))
     args = parser.parse_args(argv)
     rows: list[Row] = []
-    for sequence in args.sequences:
-        for snr_db in args.snr:
-            level = 'clean' if snr_db is None else f'{snr_db:+g}dB'
-            maker = args.predictor if args.engine == 'map' else f'{args.engine}_{args.predictor}'
-            output = args.output / maker / sequence.name / level
-            output.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                rows.append(run_row(sequence, snr_db, args.predictor, args.seed, args.preset, output, args.engine))
-            except ReconstructionError as error:
-                print(f'{sequence.name} {level}: {error}', file=sys.stderr)
-            except Dark3rError as error:
-                print(f'dark3r: error: {error}', file=sys.stderr)
-                return 2
-            print(markdown(rows[-1:]).splitlines()[-1], file=sys.stderr)
+    try:
+        for scene in map(open_scene, args.sequences):
+            for snr_db in args.snr:
+                level = 'clean' if snr_db is None else f'{snr_db:+g}dB'
+                maker = args.predictor if args.engine == 'map' else f'{args.engine}_{args.predictor}'
+                output = args.output / maker / scene.name / level
+                output.parent.mkdir(parents=True, exist_ok=True)
+                rows.append(run_row(scene, snr_db, args.predictor, args.seed, args.preset, output, args.engine))
+                print(markdown(rows[-1:]).splitlines()[-1], rows[-1].note, file=sys.stderr)
+    except Dark3rError as error:
+        print(f'dark3r: error: {error}', file=sys.stderr)
+        return 2
     print(markdown(rows))
     return 0
 

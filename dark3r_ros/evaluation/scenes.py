@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scenes that methods are measured on, with their truth: clean sequences of pictures, darkened, or simulated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dark3r_ros.config import to_mapping
+from dark3r_ros.errors import DataError
+from dark3r_ros.simulation.darken import Darkening
+from dark3r_ros.simulation.frames import SimulatedFrame
+from dark3r_ros.simulation.sequence import SimulationConfig, simulate
+from dark3r_ros.storage.trajectory import write_tum
+from dark3r_ros.types import Trajectory
+
+
+class Scene(Protocol):
+    """Something that can be photographed at any SNR, again and again with the same result."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables and paths."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What tells two scenes of the same name apart, as JSON."""
+
+    def photograph(self, snr_db: float | None, seed: int, preset: str) -> Iterable[SimulatedFrame]:
+        """Raw frames in order, noisy to `snr_db`, or clean for None."""
+
+    def truth(self, folder: Path, seed: int) -> Path:
+        """File with the true poses; a scene that has none makes it in `folder`."""
+
+
+@dataclass(frozen=True)
+class SequenceScene:
+    """A folder with `cameras.json` and clean pictures."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.folder.absolute().name
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The name alone: where the folder lies does not matter."""
+        return {'sequence': self.name}
+
+    def photograph(self, snr_db: float | None, seed: int, preset: str) -> Iterable[SimulatedFrame]:
+        """Frames as `dark3r darken` makes them."""
+        return Darkening(self.folder, snr_db or 0.0, seed=seed, preset=preset, clean=snr_db is None)
+
+    def truth(self, folder: Path, seed: int) -> Path:
+        """The sequence's own poses."""
+        return self.folder / 'cameras.json'
+
+
+@dataclass(frozen=True)
+class SimulatedScene:
+    """A scene of the simulator; exposure, noise and seed are set when it is photographed."""
+
+    config: SimulationConfig
+
+    @property
+    def name(self) -> str:
+        """Name of the simulator's scene."""
+        return self.config.scene
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The whole configuration."""
+        return {'simulation': to_mapping(self.config)}
+
+    def photograph(self, snr_db: float | None, seed: int, preset: str) -> Iterable[SimulatedFrame]:
+        """Frames as `dark3r simulate` makes them."""
+        changes: dict[str, Any] = {'clean': True} if snr_db is None else {'snr_db': snr_db}
+        return simulate(replace(self.config, seed=seed, preset=preset, **changes))
+
+    def truth(self, folder: Path, seed: int) -> Path:
+        """Poses of the path, as `truth.tum` in the folder."""
+        simulation = simulate(replace(self.config, clean=True, seed=seed))
+        stamps = np.array([self.config.stamp_ns(index) for index in range(len(simulation))], dtype=np.int64)
+        poses = np.stack([simulation.pose(index) for index in range(len(simulation))])
+        write_tum(folder / 'truth.tum', Trajectory(stamps, poses))
+        return folder / 'truth.tum'
+
+
+# Small enough for a laptop: 320x240 planes under a quarter of the usual mosaic pixels.
+_SMALL = SimulationConfig(width=640, height=480, depth=False)
+SIMULATED = {
+    'room': replace(_SMALL, scene='room', light='ambient', seconds=20.0, rate=2.0),
+    'corridor': replace(_SMALL, scene='corridor', light='lamp', seconds=16.0, rate=2.5),
+    'tunnel': replace(_SMALL, scene='tunnel', light='lamp', seconds=16.0, rate=2.5),
+}
+
+
+def open_scene(name: str) -> Scene:
+    """A sequence folder, or one of `SIMULATED` by name; DataError for anything else."""
+    folder = Path(name)
+    if (folder / 'cameras.json').is_file():
+        return SequenceScene(folder)
+    if name in SIMULATED:
+        return SimulatedScene(SIMULATED[name])
+    raise DataError(f'{name} is neither a folder with cameras.json nor one of {", ".join(SIMULATED)}')
