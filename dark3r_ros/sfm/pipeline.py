@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from dark3r_ros.sfm.fusion import fuse
 from dark3r_ros.sfm.graph import pair_graph, poor_views
 from dark3r_ros.sfm.late import pose_remaining, supported
 from dark3r_ros.sfm.pairs import VerifiedPair, match_pair
+from dark3r_ros.sfm.progress import Progress, Ticker, cpu_workers, ordered_map, quiet
 from dark3r_ros.sfm.refine import Refined, refine
 from dark3r_ros.sfm.rematch import rematch, rematched_tracks
 from dark3r_ros.sfm.result import build_reconstruction, world_poses
@@ -38,7 +39,6 @@ from dark3r_ros.sfm.views import View, take_views
 from dark3r_ros.types import DepthMap, Frame, Reconstruction
 
 Array = NDArray[np.float64]
-Progress = Callable[[Iterable[Any], int, str], Iterator[Any]]
 
 STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late', 'dense')
 # More views than these are not asked how sure their poses are: that grows with their cube.
@@ -59,11 +59,6 @@ _PAIR_SETTINGS = (
 
 class ShardDone(Exception):  # noqa: N818, an end and no error
     """A helping process has made its share of the pairs; another one goes on."""
-
-
-def quiet(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
-    """Progress of a caller who wants none."""
-    yield from items
 
 
 @dataclass(eq=False)
@@ -136,8 +131,11 @@ class SfmRun:
             stack.callback(store.close)
             done = store.done()
             missing = [pair for pair in shard.share(graph) if pair not in done]
-            for pair in self.progress(missing, len(missing), 'pairs'):
-                store.add(pair, match_pair(pair, views, self.predictor, self.config))
+            made = ordered_map(
+                lambda pair: match_pair(pair, views, self.predictor, self.config), missing, self._workers()
+            )
+            for pair, result in zip(missing, self.progress(made, len(missing), 'pairs'), strict=True):
+                store.add(pair, result)
             shard.wait()
             if not shard.leads:
                 raise ShardDone
@@ -150,6 +148,11 @@ class SfmRun:
             'matches': sum(len(pair) for pair in pairs),
         }
         return pairs
+
+    def _workers(self) -> int:
+        """Threads that match pairs: several where the network runs on the processor and is known to allow it."""
+        local = isinstance(self.predictor, MiniPredictor) and self.predictor.device.type == 'cpu'
+        return cpu_workers() if local else 1
 
     def _identity(self, views: Sequence[View]) -> dict[str, object]:
         """What stored pairs belong to."""
@@ -166,14 +169,18 @@ class SfmRun:
         poor = poor_views(views, self.config.poor_share)
         good = [pair for pair in pairs if pair.first not in poor and pair.second not in poor]
         self.notes['set_aside'] = sorted(poor)
-        poses, self.notes['start'] = first_poses(views, good or pairs, self.predictor, self.config)
+        poses, self.notes['start'] = first_poses(views, good or pairs, self.predictor, self.config, self.progress)
         return poses
 
     def _refine(self, tracks: Tracks, poses: dict[int, Array], views: Sequence[View]) -> Refined:
         parallax = np.radians(self.config.min_parallax)
         error = self.config.max_error
         focal = float(np.median([views[number].focal for number in poses]))
-        return refine(tracks, poses, focal, errors=(2.0 * error, 1.5 * error, error), min_parallax=parallax)
+        errors = (2.0 * error, 1.5 * error, error)
+        tick = Ticker(self.progress, len(errors), f'adjusting {len(poses)} views')
+        refined = refine(tracks, poses, focal, errors=errors, min_parallax=parallax, tick=tick)
+        tick.close()
+        return refined
 
     def _with_covariance(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> Refined:
         """A last adjustment that also says how sure the poses are, relative to two that are far apart.

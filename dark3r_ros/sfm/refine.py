@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +30,18 @@ class Refined:
 def thin(structure: Structure, per_view: int) -> Structure:
     """Keep the points with most observations, `per_view` of those centred in each view."""
     tracks = structure.tracks
-    counts = np.bincount(tracks.point, minlength=len(tracks))
+    chosen = _most_seen(tracks, np.bincount(tracks.point, minlength=len(tracks)), per_view)
+    return Structure(tracks.select(chosen[tracks.point]), structure.points[chosen])
+
+
+def _most_seen(tracks: Tracks, counts: NDArray[Any], per_view: int) -> NDArray[np.bool_]:
+    """Mask (P,) of the points with the largest counts (P,), `per_view` of those centred in each view."""
     view = tracks.view[tracks.centre]
     order = np.lexsort((np.arange(len(tracks)), -counts, view))
-    first = np.searchsorted(view[order], view[order])
-    rank = np.arange(len(order)) - first
+    rank = np.arange(len(order)) - np.searchsorted(view[order], view[order])
     chosen = np.zeros(len(tracks), dtype=bool)
     chosen[order[rank < per_view]] = True
-    return Structure(tracks.select(chosen[tracks.point]), structure.points[chosen])
+    return chosen
 
 
 def refine(
@@ -50,24 +55,40 @@ def refine(
     iterations: int = 12,
     with_covariance: bool = False,
     held: Collection[int] = (),
+    tick: Callable[[int], None] | None = None,
 ) -> Refined:
     """Alternate triangulation within falling errors (pixels) and bundle adjustment of all poses.
 
     `per_view` limits the points that take part in an adjustment; the structure returned holds all of them. A view
     whose points are gone keeps its pose, and so do those `held`: without two of them the covariance knows no gauge.
+    `tick` hears of every error bound that is done.
     """
     current = {number: np.array(pose) for number, pose in sorted(poses.items())}
     count = max(current, default=-1) + 1
     covariance: dict[int, Array] = {}
+    likely = _longest(tracks, current, 2 * per_view)
     for round_number, error in enumerate(errors):
-        structure = triangulate_tracks(tracks, current, focal, error, min_parallax)
+        structure = triangulate_tracks(likely, current, focal, error, min_parallax)
         if not len(structure.points):
             break
         last = round_number == len(errors) - 1
         chosen = thin(structure, per_view)
         current, covariance = _adjust(chosen, current, count, focal, iterations, with_covariance and last, held)
+        if tick is not None:
+            tick(1)
     structure = triangulate_tracks(tracks, current, focal, errors[-1], min_parallax)
     return Refined(current, structure, covariance)
+
+
+def _longest(tracks: Tracks, poses: Mapping[int, Array], per_view: int) -> Tracks:
+    """The tracks with most observations in posed views, `per_view` of those centred in each view.
+
+    Twice as many as take part in an adjustment leave it a choice; triangulating the others would only cost time.
+    """
+    posed = np.zeros(int(tracks.view.max(initial=-1)) + 1, dtype=bool)
+    posed[[number for number in poses if number < len(posed)]] = True
+    counts = np.bincount(tracks.point, weights=posed[tracks.view], minlength=len(tracks))
+    return tracks.select(_most_seen(tracks, counts, per_view)[tracks.point])
 
 
 def _adjust(

@@ -14,6 +14,7 @@ from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.late import agreeing
 from dark3r_ros.sfm.pairs import VerifiedPair, thin_pairs
+from dark3r_ros.sfm.progress import Progress, Ticker, quiet
 from dark3r_ros.sfm.start_colmap import load_pycolmap, map_by_colmap
 from dark3r_ros.sfm.start_own import map_incrementally
 from dark3r_ros.sfm.start_pointmaps import align_point_maps, gives_point_maps
@@ -29,7 +30,11 @@ _CLEAR = 0.8
 
 
 def first_poses(
-    views: Sequence[View], pairs: Sequence[VerifiedPair], predictor: Predictor, config: SfmConfig
+    views: Sequence[View],
+    pairs: Sequence[VerifiedPair],
+    predictor: Predictor,
+    config: SfmConfig,
+    progress: Progress = quiet,
 ) -> tuple[dict[int, Array], dict[str, Any]]:
     """Poses camera_from_world by view, and a note of the methods, what each found, and which was taken.
 
@@ -46,13 +51,16 @@ def first_poses(
     found: dict[str, Any] = {}
     method, most = '', -1
     for name in _methods(predictor, config):
+        tick = Ticker(progress, len(everyone), f'start ({name})')
         try:
-            poses = _run(name, views, chosen, predictor, config)
+            poses = _run(name, views, chosen, predictor, config, tick)
         except DependencyError as error:
             if config.mapper != 'auto':
                 raise
             found[name] = str(error)
             continue
+        finally:
+            tick.close()
         support = sum(agreeing(pair, poses, views, config.max_error) for pair in pairs)
         found[name] = {'posed': len(poses), 'agreeing_share': support / total}
         if support > most:
@@ -69,13 +77,18 @@ def _methods(predictor: Predictor, config: SfmConfig) -> list[str]:
 
 
 def _run(
-    name: str, views: Sequence[View], pairs: Sequence[VerifiedPair], predictor: Predictor, config: SfmConfig
+    name: str,
+    views: Sequence[View],
+    pairs: Sequence[VerifiedPair],
+    predictor: Predictor,
+    config: SfmConfig,
+    tick: Ticker,
 ) -> dict[int, Array]:
     if name == 'pointmaps':
         if not gives_point_maps(predictor):
             raise ConfigError(f'the predictor {predictor.name} gives no point maps: choose another --mapper')
         return align_point_maps(views, pairs, predictor, config)
     if name == 'own':
-        return map_incrementally(views, pairs, config)
+        return map_incrementally(views, pairs, config, tick)
     load_pycolmap()
-    return map_by_colmap(views, pairs, mode=name, max_error=config.max_error, seed=config.seed)
+    return map_by_colmap(views, pairs, mode=name, max_error=config.max_error, seed=config.seed, tick=tick)

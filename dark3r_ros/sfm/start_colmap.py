@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -151,11 +151,18 @@ def _global_options(pycolmap: ModuleType, seed: int) -> object:
 
 
 def map_by_colmap(
-    views: Sequence[View], pairs: Sequence[VerifiedPair], *, mode: str, max_error: float, seed: int
+    views: Sequence[View],
+    pairs: Sequence[VerifiedPair],
+    *,
+    mode: str,
+    max_error: float,
+    seed: int,
+    tick: Callable[[], None] | None = None,
 ) -> dict[int, Array]:
     """Poses camera_from_world (4, 4) by number of the view, of the largest model that COLMAP makes.
 
-    `mode` is `global` or `incremental`; `max_error` is in pixels of the planes. Empty where no model stands.
+    `mode` is `global` or `incremental`; `max_error` is in pixels of the planes; `tick` hears of every view that the
+    incremental mapper adds. Empty where no model stands.
     """
     pycolmap = load_pycolmap()
     if not pairs:
@@ -170,7 +177,7 @@ def map_by_colmap(
             models = pycolmap.global_mapping(database, folder, output, _global_options(pycolmap, seed))
         else:
             options = _incremental_options(pycolmap, max_error * scale, seed)
-            models = pycolmap.incremental_mapping(database, folder, output, options)
+            models = pycolmap.incremental_mapping(database, folder, output, options, next_image_callback=tick)
     if not models:
         return {}
     best = max(models.values(), key=lambda model: model.num_reg_images())

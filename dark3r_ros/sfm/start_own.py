@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,18 @@ _SEEDS = 3
 _GROWTH = 1.2
 
 
-def map_incrementally(views: Sequence[View], pairs: Sequence[VerifiedPair], config: SfmConfig) -> dict[int, Array]:
-    """Poses camera_from_world by view, of the largest map over a few starting pairs."""
+def map_incrementally(
+    views: Sequence[View],
+    pairs: Sequence[VerifiedPair],
+    config: SfmConfig,
+    tick: Callable[[], None] | None = None,
+) -> dict[int, Array]:
+    """Poses camera_from_world by view, of the largest map over a few starting pairs; `tick` hears of every view."""
     tracks = build_tracks(views, pairs)
     paired = {number for pair in pairs for number in (pair.first, pair.second)}
     best: dict[int, Array] = {}
     for pair in _seeds(pairs):
-        poses = _grow(pair, tracks, views, config)
+        poses = _grow(pair, tracks, views, config, tick)
         if len(poses) > len(best):
             best = poses
         if len(best) == len(paired):
@@ -53,7 +58,9 @@ def _adjusted(tracks: Tracks, poses: dict[int, Array], views: Sequence[View], co
     return refine(tracks, poses, focal, errors=errors, min_parallax=parallax, per_view=100, iterations=8)
 
 
-def _grow(pair: VerifiedPair, tracks: Tracks, views: Sequence[View], config: SfmConfig) -> dict[int, Array]:
+def _grow(
+    pair: VerifiedPair, tracks: Tracks, views: Sequence[View], config: SfmConfig, tick: Callable[[], None] | None
+) -> dict[int, Array]:
     poses = {pair.first: np.eye(4), pair.second: pair.second_from_first}
     state = _adjusted(tracks, poses, views, config, False)
     adjusted = 2
@@ -67,6 +74,8 @@ def _grow(pair: VerifiedPair, tracks: Tracks, views: Sequence[View], config: Sfm
             continue
         poses = {**state.poses, found[0]: found[1]}
         state = Refined(poses, state.structure, {})
+        if tick is not None:
+            tick()
         if len(poses) >= max(adjusted + 1, int(_GROWTH * adjusted)):
             state = _adjusted(tracks, poses, views, config, False)
             adjusted = len(poses)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class Tracks:
     def __len__(self) -> int:
         return len(self.anchor)
 
-    @property
+    @cached_property
     def centre(self) -> Index:
         """Row (P,) of the first observation of each point."""
         return np.searchsorted(self.point, np.arange(len(self)))
