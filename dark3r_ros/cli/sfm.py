@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
         reconstruction = maker(_offered(source, samples), len(source))
     except ShardDone:
         return 0
-    for warning in source.warnings:
+    warnings = [*source.warnings, *maker.warnings]
+    for warning in warnings:
         print(f'dark3r: warning: {warning}', file=sys.stderr)
     if not any(frame.world_from_camera is not None for frame in reconstruction.frames):
         shutil.rmtree(work, ignore_errors=True)  # another try with these pairs would end the same
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     report = {
         'wall_s': time.perf_counter() - began,
         'stages_s': maker.seconds,
-        **provenance(args, predictor, noise, {'sfm': config}, list(source.warnings)),
+        **provenance(args, predictor, noise, {'sfm': config}, warnings),
         'sfm': maker.notes,
         'metres_per_unit': scale,
         'pose_sigma': _sigmas(maker.covariance, scale or 1.0),

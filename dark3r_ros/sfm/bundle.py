@@ -113,7 +113,17 @@ def _sum_by(index: Index, values: Array, count: int) -> Array:
     return np.asarray(selector @ flat).reshape(count, *values.shape[1:])
 
 
-def _linearise(problem: BundleProblem) -> _Linearised:
+@dataclass(frozen=True, eq=False)
+class _Jacobians:
+    """Derivatives of the weighted residuals (K, 2): by pose (K, 2, 6), by point (K, 2, 3), by the focal's logarithm."""
+
+    residual: Array
+    by_pose: Array
+    by_point: Array
+    by_focal: Array  # (K, 2)
+
+
+def _jacobians(problem: BundleProblem) -> _Jacobians:
     local = _local_points(problem)
     residual, front = _residuals(problem, local)
     length = np.hypot(residual[:, 0], residual[:, 1])
@@ -126,18 +136,27 @@ def _linearise(problem: BundleProblem) -> _Linearised:
     projection[:, 1, 2] = -problem.focal * local[:, 1] * z_inverse**2
     scale = root if problem.weights is None else root * problem.weights
     projection *= scale[:, None, None]
-    by_point = projection @ problem.cameras_from_world[problem.frame_index][:, :3, :3]
     by_pose = np.concatenate([projection, -projection @ se3.hat(local)], axis=2)
     by_pose *= problem.pose_free[problem.frame_index][:, None, None]
-    weighted = residual * root[:, None]
+    return _Jacobians(
+        residual * root[:, None],
+        by_pose,
+        projection @ problem.cameras_from_world[problem.frame_index][:, :3, :3],
+        (problem.focal * scale * z_inverse)[:, None] * local[:, :2],
+    )
+
+
+def _linearise(problem: BundleProblem) -> _Linearised:
+    found = _jacobians(problem)
     frames, points = len(problem.cameras_from_world), len(problem.points)
-    pose_t, point_t = by_pose.transpose(0, 2, 1), by_point.transpose(0, 2, 1)
+    pose_t, point_t = found.by_pose.transpose(0, 2, 1), found.by_point.transpose(0, 2, 1)
+    weighted = found.residual[:, :, None]
     return _Linearised(
-        _sum_by(problem.frame_index, pose_t @ by_pose, frames),
-        _sum_by(problem.point_index, point_t @ by_point, points),
-        pose_t @ by_point,
-        _sum_by(problem.frame_index, (pose_t @ weighted[:, :, None])[:, :, 0], frames),
-        _sum_by(problem.point_index, (point_t @ weighted[:, :, None])[:, :, 0], points),
+        _sum_by(problem.frame_index, pose_t @ found.by_pose, frames),
+        _sum_by(problem.point_index, point_t @ found.by_point, points),
+        pose_t @ found.by_point,
+        _sum_by(problem.frame_index, (pose_t @ weighted)[:, :, 0], frames),
+        _sum_by(problem.point_index, (point_t @ weighted)[:, :, 0], points),
     )
 
 
@@ -167,41 +186,44 @@ class _Schur:
     def _bsr(self, blocks: Array, shape: tuple[int, int]) -> sparse.bsr_matrix:
         return sparse.bsr_matrix((blocks, self._columns, self._indptr), shape=shape)
 
-    def reduced(self, damping: float) -> tuple[Array, Array, Array]:
-        """Reduced matrix (6f, 6f), its right side (6f,) and the inverted point blocks (P, 3, 3)."""
+    def reduced(self, damping: float) -> tuple[Array, Array, sparse.bsr_matrix]:
+        """Reduced matrix (6f, 6f), the inverted point blocks V (P, 3, 3), and W V^-1 for the coupling blocks W."""
         system = self._system
         damped = _block_diagonal_damped(system.hessian_points, damping)
         inverse_points = np.linalg.inv(damped).astype(np.float64, copy=False)
-        scaled = system.coupling[self._order] @ inverse_points[self._columns]
-        scaled_sparse = self._bsr(scaled, self._coupling.shape)
-        rows = (6 * self._free[:, None] + np.arange(6)).ravel()
-        product = (scaled_sparse.tocsr()[rows] @ self._coupling_t[:, rows]).toarray()
-        matrix = -product
+        scaled = self._bsr(system.coupling[self._order] @ inverse_points[self._columns], self._coupling.shape)
+        rows = self._rows()
+        matrix = -(scaled.tocsr()[rows] @ self._coupling_t[:, rows]).toarray()
         blocks = _block_diagonal_damped(system.hessian_poses[self._free], damping)
         for number, block in enumerate(blocks):
             place = slice(6 * number, 6 * number + 6)
             matrix[place, place] += block
-        right = -system.gradient_poses.ravel() + scaled_sparse @ system.gradient_points.ravel()
-        return matrix, right[rows], inverse_points
+        return matrix, inverse_points, scaled
+
+    def _rows(self) -> Index:
+        return np.asarray((6 * self._free[:, None] + np.arange(6)).ravel(), dtype=np.int64)
 
     def step(self, damping: float) -> tuple[Array, Array] | None:
         """Twists (F, 6) and point moves (P, 3), or None where the system is not positive definite."""
-        problem, system = self._problem, self._system
-        twists = np.zeros((len(problem.cameras_from_world), 6))
-        matrix, right, inverse_points = self.reduced(damping)
+        return self.solve(damping, -self._system.gradient_poses, -self._system.gradient_points)
+
+    def solve(self, damping: float, poses: Array, points: Array) -> tuple[Array, Array] | None:
+        """Solution (F, 6), (P, 3) of the damped normal equations for right sides (F, 6) and (P, 3)."""
+        found = np.zeros((len(self._problem.cameras_from_world), 6))
+        matrix, inverse_points, scaled = self.reduced(damping)
         if len(self._free):
+            right = (poses.ravel() - scaled @ points.ravel())[self._rows()]
             try:
                 factor = linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
             except linalg.LinAlgError:
                 return None
-            twists[self._free] = linalg.cho_solve(factor, right, check_finite=False).reshape(-1, 6)
-        back = system.gradient_points.ravel() + self._coupling_t @ twists.ravel()
-        moves = -np.einsum('pij,pj->pi', inverse_points, back.reshape(-1, 3))
-        return twists, moves
+            found[self._free] = linalg.cho_solve(factor, right, check_finite=False).reshape(-1, 6)
+        rest = points.ravel() - self._coupling_t @ found.ravel()
+        return found, np.einsum('pij,pj->pi', inverse_points, rest.reshape(-1, 3))
 
     def covariance(self) -> Array:
         """Inverse of the undamped reduced matrix as (F, 6, 6) blocks, zero for fixed poses."""
-        matrix, _, _ = self.reduced(1e-9)
+        matrix = self.reduced(1e-9)[0]
         result = np.zeros((len(self._problem.cameras_from_world), 6, 6))
         inverted = linalg.pinvh(matrix)
         for number, frame in enumerate(self._free):
@@ -257,3 +279,28 @@ def _scaled_covariance(problem: BundleProblem, residuals: Array) -> Array:
     free = 2 * len(finite) - 3 * len(problem.points) - 6 * int(problem.pose_free.sum())
     variance = float((finite**2).sum()) / max(free, 1)
     return variance * _Schur(problem, _linearise(problem)).covariance()
+
+
+def focal_step(problem: BundleProblem, damping: float = 1e-6) -> tuple[float, float] | None:
+    """How a common focal length would move if it were free: Gauss-Newton step of its logarithm, and its deviation.
+
+    Poses and points follow; the residual variance scales the deviation. None where nothing determines it.
+    """
+    found = _jacobians(problem)
+    frames, points = len(problem.cameras_from_world), len(problem.points)
+    focal = found.by_focal[:, :, None]
+    poses = _sum_by(problem.frame_index, (found.by_pose.transpose(0, 2, 1) @ focal)[:, :, 0], frames)
+    places = _sum_by(problem.point_index, (found.by_point.transpose(0, 2, 1) @ focal)[:, :, 0], points)
+    solved = _Schur(problem, _linearise(problem)).solve(damping, poses, places)
+    if solved is None:
+        return None
+    # What of the derivative by the focal length the other unknowns cannot imitate.
+    imitated = np.einsum('kri,ki->kr', found.by_pose, solved[0][problem.frame_index])
+    imitated += np.einsum('kri,ki->kr', found.by_point, solved[1][problem.point_index])
+    own = found.by_focal - imitated
+    curvature = float((own**2).sum())
+    freedom = found.residual.size - 3 * points - 6 * int(problem.pose_free.sum())
+    if curvature <= 0 or freedom <= 0:
+        return None
+    variance = float((found.residual**2).sum()) / freedom
+    return -float((own * found.residual).sum()) / curvature, float(np.sqrt(variance / curvature))

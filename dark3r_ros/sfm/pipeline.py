@@ -22,6 +22,7 @@ from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.dense import depth_maps
+from dark3r_ros.sfm.focal import check_focal
 from dark3r_ros.sfm.fusion import fuse
 from dark3r_ros.sfm.graph import pair_graph, poor_views
 from dark3r_ros.sfm.late import pose_remaining, supported
@@ -71,6 +72,7 @@ class SfmRun:
     seconds: wall time by stage. notes: choices made and what was found, for the report.
     depths: depth map by frame, where they were made. views: the frames as they were used.
     covariance: (6, 6) of the left twist of camera_from_world (translation, rotation) by frame.
+    warnings: lines that the user should read.
 
     """
 
@@ -84,6 +86,7 @@ class SfmRun:
     depths: dict[int, DepthMap] = field(default_factory=dict)
     views: list[View] = field(default_factory=list)
     covariance: dict[int, Array] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def __call__(self, frames: Iterable[Frame], expected: int = 0) -> Reconstruction:
         """Reconstruct frames in any order of time; views without a pose say why.
@@ -116,6 +119,7 @@ class SfmRun:
         if not kept:
             return self._finish(views, {}, _nothing(tracks), tracks, reasons)
         with self._timed('adjust'):
+            self._check_focal(tracks, refined, views)
             refined = self._with_covariance(tracks, refined, views)
         return self._finish(views, refined.poses, refined.structure, tracks, reasons)
 
@@ -203,6 +207,21 @@ class SfmRun:
         )
         self.covariance = last.covariance
         return last
+
+    def _check_focal(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> None:
+        """Warn when the matches clearly want another focal length than the one given."""
+        parallax = np.radians(self.config.min_parallax)
+        check = check_focal(tracks, refined.structure, refined.poses, views, self.config.max_error, parallax)
+        if check is None:
+            return
+        wrong = check.contradicts()
+        self.notes['focal'] = {'wanted_scale': check.scale, 'deviation': check.deviation, 'contradicts': wrong}
+        if wrong:
+            given = next(view.full_camera.fx for view in views if view.full_camera is not None)
+            self.warnings.append(
+                f'the focal length given, {given:.1f} px, disagrees with the matches: {given * check.scale:.1f} px '
+                f'(+- {100 * check.deviation:.1f} %) fits them; check the calibration and the size that it belongs to'
+            )
 
     def _late(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> Refined:
         """Resect views without a pose until a whole round brings nothing new."""

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bundle adjustment and resection against a plain dense solver and exact truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.sfm.bundle import BundleProblem, adjust
+from dark3r_ros.sfm.bundle import BundleProblem, adjust, focal_step
 from dark3r_ros.sfm.resection import refine_pose, resect
 
 FOCAL = 300.0
@@ -165,3 +167,28 @@ def test_refined_pose_is_the_least_squares_minimum():
 
     polished = least_squares(residuals, np.zeros(6), xtol=1e-14)
     assert np.abs(polished.x).max() < 1e-5
+
+
+def test_the_step_of_a_common_focal_length_is_that_of_a_dense_solver():
+    problem, _, _ = make_problem(frames=5, points=25)
+    problem = replace(problem, observations=problem.observations / 1.02)
+    done = adjust(problem, 50, 1e-12)
+    problem = replace(problem, cameras_from_world=done.cameras_from_world, points=done.points)
+    free = np.flatnonzero(problem.pose_free)
+
+    def residuals(x):
+        poses = problem.cameras_from_world.copy()
+        for number, frame in enumerate(free):
+            poses[frame] = se3.exp(x[1 + 6 * number : 7 + 6 * number]) @ poses[frame]
+        points = problem.points + x[1 + 6 * len(free) :].reshape(-1, 3)
+        local = np.einsum('kij,kj->ki', poses[problem.frame_index][:, :3, :3], points[problem.point_index])
+        local += poses[problem.frame_index][:, :3, 3]
+        return (problem.focal * (np.exp(x[0]) * local[:, :2] / local[:, 2:] - problem.observations)).ravel()
+
+    start = np.zeros(1 + 6 * len(free) + 3 * len(problem.points))
+    jacobian = least_squares(residuals, start, jac='3-point', max_nfev=1).jac
+    expected = -np.linalg.lstsq(jacobian, residuals(start), rcond=None)[0][0]
+    variance = (residuals(start) ** 2).sum() / (len(jacobian) - len(start) + 1)
+    step, deviation = focal_step(problem, damping=1e-12)
+    assert step == pytest.approx(expected, rel=1e-4)
+    assert deviation == pytest.approx(np.sqrt(variance * np.linalg.inv(jacobian.T @ jacobian)[0, 0]), rel=1e-4)

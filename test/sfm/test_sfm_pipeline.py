@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from star_world import StarPredictor, WallPredictor, camera_path, centre_error, frames
+from star_world import CAMERA, StarPredictor, WallPredictor, camera_path, centre_error, frames
 
 from dark3r_ros.errors import ReconstructionError
 from dark3r_ros.geometry import se3
@@ -65,6 +65,21 @@ def test_point_maps_give_a_start(truth):
     assert run.notes['start']['method'] == 'pointmaps'
     assert len(posed(reconstruction)) == COUNT
     assert centre_error(posed(reconstruction), truth) < 0.02
+
+
+@pytest.mark.parametrize('factor', [0.8, 1.2])
+def test_a_wrong_focal_length_is_said_with_the_right_one(factor, truth):
+    wrong = replace(CAMERA, fx=factor * CAMERA.fx, fy=factor * CAMERA.fy)
+    run = SfmRun(CONFIG, StarPredictor(truth))
+    run(frames(COUNT, wrong))
+    (line,) = run.warnings
+    assert f'{wrong.fx:.1f} px' in line
+    assert run.notes['focal']['wanted_scale'] * factor == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_right_focal_length_raises_no_alarm(result):
+    assert result[1].warnings == []
+    assert result[1].notes['focal']['wanted_scale'] == pytest.approx(1.0, abs=0.02)
 
 
 def test_the_same_frames_give_the_same_bits(result, truth):
