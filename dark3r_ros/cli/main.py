@@ -35,6 +35,7 @@ COMMANDS = (
     'sfm',
     'evaluate',
     'report',
+    'bench',
     'distill',
     'calibrate_noise',
     'weights',

@@ -80,7 +80,7 @@ def _map(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction,
     for frame in frames:
         pipeline.push(frame)
     pipeline.flush()
-    return pipeline.reconstruction(), {'stages_s': pipeline.stage_seconds}
+    return pipeline.reconstruction(largest=True), {'stages_s': pipeline.stage_seconds}
 
 
 def _sfm(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction, dict[str, Any]]:
@@ -104,7 +104,8 @@ PEERS: dict[str, Callable[[Iterable[Frame]], Reconstruction]] = {
 ENGINES = (*OWN_ENGINES, *PEERS)
 
 
-def _config(engine: str) -> dict[str, Any]:
+def engine_config(engine: str) -> dict[str, Any]:
+    """Settings that an engine runs with, as JSON."""
     return {'map': to_mapping(MappingConfig()), 'sfm': to_mapping(LADDER_SFM)}.get(engine, {})
 
 
@@ -122,7 +123,7 @@ def run_row(
 
     `peer` is a method beside `PEERS`, under the name `engine`. A reconstruction that fails is a row without poses.
     """
-    settings = {'snr_db': snr_db, 'seed': seed, 'preset': preset, 'mapping': _config(engine), 'engine': engine}
+    settings = {'snr_db': snr_db, 'seed': seed, 'preset': preset, 'mapping': engine_config(engine), 'engine': engine}
     settings['scene'] = scene.description
     matcher = None
     if engine in OWN_ENGINES:

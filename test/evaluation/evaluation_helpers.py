@@ -17,6 +17,18 @@ from dark3r_ros.types import FrameRecord, Observations, PointCloud, Reconstructi
 CAMERA = Camera(160, 120, 120.0, 120.0, 79.5, 59.5)
 START_NS = 1_700_000_000_000_000_000
 STEP_NS = 100_000_000
+# A method of others for `ExternalMethod`: frame n stands at x = n; it loses frame 2.
+TRUE_POSES = """
+import json, sys
+from pathlib import Path
+frames, output = map(Path, sys.argv[1:])
+stamps = [line.split()[1] for line in (frames / 'times.txt').read_text().splitlines()]
+assert len(json.loads((frames / 'cameras.json').read_text())['images']) == len(stamps)
+assert len(list((frames / 'raw').glob('*.png'))) == len(list((frames / 'pictures').glob('*.png'))) == len(stamps)
+rows = [f'{float(stamp):.6f} {number} 0 0 0 0 0 1' for number, stamp in enumerate(stamps) if number != 2]
+output.write_text('\\n'.join(rows))
+"""
+
 SCALE = 4.0  # truth = SCALE * estimate, after a rigid motion
 WALL = 6.0  # true distance of a wall that all cameras face
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from evaluation_helpers import TRUE_POSES
 
 from dark3r_ros.errors import ConfigError, DataError, ReconstructionError
 from dark3r_ros.evaluation.external import ExternalMethod
@@ -77,18 +78,6 @@ def test_pictures_lose_their_distortion():
 def test_no_frame_is_one_clear_line():
     with pytest.raises(ReconstructionError, match='no frame with calibration'):
         develop_all([])
-
-
-TRUE_POSES = """
-import json, sys
-from pathlib import Path
-frames, output = map(Path, sys.argv[1:])
-stamps = [line.split()[1] for line in (frames / 'times.txt').read_text().splitlines()]
-assert len(json.loads((frames / 'cameras.json').read_text())['images']) == len(stamps)
-assert len(list((frames / 'raw').glob('*.png'))) == len(list((frames / 'pictures').glob('*.png'))) == len(stamps)
-rows = [f'{float(stamp):.6f} {number} 0 0 0 0 0 1' for number, stamp in enumerate(stamps) if number != 2]
-output.write_text('\\n'.join(rows))
-"""
 
 
 def test_an_external_command_gets_frames_and_gives_poses(frames, tmp_path):

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark: cells that are kept, tables that say what was measured, pages, the command, the script for devices."""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from evaluation_helpers import TRUE_POSES
+
+from dark3r_ros.cli.main import main
+from dark3r_ros.errors import DataError
+from dark3r_ros.evaluation.bench import device, machine, speed
+from dark3r_ros.evaluation.bench.cells import Cell, CellStore
+from dark3r_ros.evaluation.bench.layout import Choice, markdown_table
+from dark3r_ros.evaluation.bench.poses import METHODS, ladder_cells, ladder_text
+from dark3r_ros.evaluation.bench.tables import TABLES
+from dark3r_ros.matching.mini import MiniPredictor
+
+
+def cell(work, settings=None):
+    return Cell('speed', 'row', settings or {'size': (3, 4)}, work)
+
+
+def test_a_cell_is_measured_once(tmp_path):
+    calls = []
+    store = CellStore(tmp_path, {'code': 'a'})
+    for _ in range(2):
+        result = store.measure(cell(lambda folder: calls.append(folder) or {'ms': np.float32(1.5)}))
+    assert result.figures == {'ms': 1.5} and len(calls) == 1
+    assert result.settings == {'size': [3, 4]} and result.provenance == {'code': 'a'}
+    other = store.measure(cell(lambda folder: {'ms': 2}, {'size': (3, 5)}))
+    assert other.figures == {'ms': 2}
+
+
+def test_what_failed_is_tried_again_and_old_code_is_renewed_on_demand(tmp_path):
+    def fails(folder):
+        raise DataError('no such scene')
+
+    store = CellStore(tmp_path, {'code': 'a'})
+    assert store.measure(cell(fails)).failure == 'DataError: no such scene'
+    assert store.measure(cell(lambda folder: {'ms': 1})).figures == {'ms': 1}
+    newer = CellStore(tmp_path, {'code': 'b'})
+    assert newer.known(cell(fails)).provenance == {'code': 'a'}
+    assert CellStore(tmp_path, {'code': 'b'}, renew=True).known(cell(fails)) is None
+
+
+def test_a_torn_cell_is_measured_again(tmp_path):
+    store = CellStore(tmp_path, {})
+    store.measure(cell(lambda folder: {'ms': 1}))
+    (store.place(cell(None)) / 'cell.json').write_text('{"table": ')
+    assert store.measure(cell(lambda folder: {'ms': 3})).figures == {'ms': 3}
+
+
+def test_cells_of_the_ladder_differ_by_all_that_matters():
+    choice = Choice(('room',), (None, -4.0), tuple(METHODS))
+    keys = {item.key for item in ladder_cells(choice)}
+    assert len(keys) == 2 * len(METHODS)
+    assert not keys & {item.key for item in ladder_cells(Choice(('room',), (None, -4.0), tuple(METHODS), seed=1))}
+    assert not keys & {item.key for item in ladder_cells(Choice(('tunnel',), (None, -4.0), tuple(METHODS)))}
+
+
+def test_rows_say_what_is_missing():
+    assert ladder_text({'posed': 0, 'frames': 9, 'ate_relative': None}) == '0/9'
+    assert ladder_text({'posed': 8, 'frames': 9, 'ate_relative': 0.0123}) == '8/9, 1.23 %'
+    assert markdown_table(['a', 'b'], [['1', '2']]) == '| a | b |\n| --- | --- |\n| 1 | 2 |'
+
+
+def test_every_table_names_its_cells_without_measuring():
+    for quick in (True, False):
+        choice = Choice(('room',), (None,), ('COLMAP',), quick=quick)
+        for name, table in TABLES.items():
+            cells = list(table.cells(choice))
+            assert cells and {item.table for item in cells} == {name}
+            assert len({item.key for item in cells}) == len(cells)
+
+
+def test_the_code_hash_follows_the_sources(tmp_path, monkeypatch):
+    (tmp_path / 'a.py').write_text('x = 1')
+    monkeypatch.setattr(machine, 'PACKAGE', tmp_path)
+    first = machine.code_hash()
+    (tmp_path / 'a.py').write_text('x = 2')
+    assert machine.code_hash() != first
+
+
+@pytest.fixture
+def sequence(tmp_path):
+    """A tiny clean sequence: three pictures and their poses."""
+    folder = tmp_path / 'walk'
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    images = []
+    for number in range(3):
+        picture = cv2.resize(rng.integers(0, 255, (12, 16, 3)).astype(np.uint8), (64, 48))
+        cv2.imwrite(str(folder / f'{number}.png'), picture)
+        pose = np.eye(4)
+        pose[0, 3] = float(number)
+        images.append({'file': f'{number}.png', 'c2w': pose.tolist()})
+    head = {'width': 64, 'height': 48, 'fx': 60.0, 'fy': 60.0, 'cx': 31.5, 'cy': 23.5}
+    (folder / 'cameras.json').write_text(json.dumps({**head, 'images': images}))
+    return folder
+
+
+def test_the_command_measures_draws_and_goes_on(sequence, tmp_path, capsys):
+    script = tmp_path / 'method.py'
+    script.write_text(TRUE_POSES.replace('if number != 2', ''))
+    output = tmp_path / 'bench'
+    command = ['bench', '-o', str(output), '--tables', 'ladder', '--scenes', str(sequence), '--snr', 'clean', '-4']
+    command += ['--methods', 'ORB odometry', '--peer', f'true={sys.executable} {script} {{frames}} {{output}}']
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert '| walk | clean | 0/3 | 3/3, 0.00 % |' in said.out
+    assert '| walk | -4 dB | 0/3 | 3/3, 0.00 % |' in said.out
+    page = (output / 'index.html').read_text()
+    assert 'data:image/png' in page and 'ORB odometry' in page
+    assert cv2.imread(str(output / 'plots' / 'ladder.png')).shape[0] > 200
+    assert main(command) == 0
+    assert capsys.readouterr().err.count('(known)') == 4
+    facts = json.loads((output / 'benchmarks.json').read_text())
+    assert len(facts['ladder'][0]['provenance']['code']) == 16
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--tables', 'speeds'], "unknown table 'speeds'"),
+        (['--methods', 'ORB'], "unknown method 'ORB'"),
+        (['--snr', 'dark'], "--snr 'dark'"),
+        (['--peer', 'slam'], 'not NAME=COMMAND'),
+        (['--scenes', 'moon'], 'moon is neither'),
+    ],
+)
+def test_the_command_refuses_in_one_line(options, words, tmp_path, capsys):
+    assert main(['bench', '-o', str(tmp_path / 'out'), *options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith('dark3r: error: ') and words in error and '\n' not in error
+
+
+def test_arithmetic_of_mini_is_counted():
+    planes = speed.noise_planes(64, 48)
+    works = speed.time_mini('cpu', (64, 48), repeats=1)
+    network = MiniPredictor(device='cpu').network
+    # The stem alone: its multiply-adds, twice, are a lower bound; all parameters at all pixels an upper one.
+    stem = next(layer for layer in network.modules() if hasattr(layer, 'stride') and hasattr(layer, 'weight'))
+    pixels = planes.values.shape[1] * planes.values.shape[2] // (stem.stride[0] * stem.stride[1])
+    assert 2 * stem.weight.numel() * pixels < works['encode'].flops
+    assert works['encode'].flops < 2 * network.parameter_count() * planes.values.shape[1] * planes.values.shape[2]
+    assert works['encode'].ms > 0 and works['pair'].ms > 0
+
+
+def test_the_device_script_measures_on_a_cpu_and_leaves_a_table(tmp_path, capsys):
+    assert device.main(['--device', 'cpu', '--quick', '--parts', 'alignment', 'matching', '-o', str(tmp_path)]) == 0
+    assert 'global alignment, 4 views' in capsys.readouterr().out
+    rows = json.loads((tmp_path / 'device.json').read_text())['rows']
+    assert len(rows) == 2 and all(row['value'] > 0 for row in rows)
+
+
+def test_a_part_without_memory_is_a_row(monkeypatch):
+    def full(*_):
+        raise device.torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB')
+        yield
+
+    monkeypatch.setitem(device.PARTS, 'networks', full)
+    monkeypatch.setattr(device, 'ceilings', lambda *_: {'flops': 1e12, 'bytes': 1e10})
+    result = device.measure('cpu', True, ['networks'], lambda line: None)
+    assert result['rows'][0]['measured'].startswith('failed: CUDA out of memory')
+    assert 'failed' in device.markdown(result)
+
+
+def test_without_cuda_the_device_script_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(device.torch.cuda, 'is_available', lambda: False)
+    assert main(['bench', '--gpu']) == 2
+    assert 'no CUDA device' in capsys.readouterr().err
