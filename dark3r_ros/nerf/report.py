@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import math
@@ -12,21 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dark3r_ros.storage.files import write_text
+from dark3r_ros.storage.page import html_page, image_tag
 
 _PREVIEWS = 6
-_STYLE = """
-body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;color:#24292f;background:#fff;margin:0}
-main{max-width:1080px;margin:0 auto;padding:24px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 10px}
-p.sub{color:#57606a;margin:0 0 20px;overflow-wrap:anywhere}
-.cards{display:flex;flex-wrap:wrap;gap:12px}
-.card{border:1px solid #d8dee4;border-radius:8px;padding:10px 16px;min-width:120px}
-.card b{display:block;font-size:22px}.card span{color:#57606a;font-size:13px}
-img{width:100%;image-rendering:pixelated;border:1px solid #d8dee4;border-radius:8px}
-figure{margin:0 0 16px}figcaption{color:#57606a;font-size:13px}
-table{border-collapse:collapse;width:100%}td,th{border-top:1px solid #d8dee4;padding:6px 8px;text-align:left}
-pre{background:#f6f8fa;padding:12px;border-radius:8px;overflow:auto;font-size:12px}
-"""
 
 
 def seconds_text(seconds: float) -> str:
@@ -99,9 +86,8 @@ def _previews(folder: Path) -> str:
         files = [files[index * (len(files) - 1) // (_PREVIEWS - 1)] for index in range(_PREVIEWS)]
     shown = []
     for file in reversed(files):
-        data = base64.b64encode(file.read_bytes()).decode()
         shown.append(
-            f'<figure><img alt="{file.stem}" src="data:image/png;base64,{data}">'
+            f'<figure>{image_tag(file.read_bytes(), file.stem)}'
             f'<figcaption>{file.stem.replace("_", " ")}: noisy input, render, depth</figcaption></figure>'
         )
     return ''.join(shown)
@@ -136,11 +122,5 @@ def write_report(folder: Path, facts: dict[str, Any], history: Sequence[Sequence
     config = html.escape(json.dumps(facts.get('config') or {}, indent=1))
     parts.append(f'<h2>Configuration</h2><pre>{config}</pre>')
     page = folder / 'report.html'
-    write_text(
-        page,
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{html.escape(folder.resolve().name)}</title><style>{_STYLE}</style></head>'
-        f'<body><main>{"".join(parts)}</main></body></html>\n',
-    )
+    write_text(page, html_page(folder.resolve().name, ''.join(parts)))
     return page

@@ -17,6 +17,7 @@ p.sub{color:#57606a;margin:0 0 20px;overflow-wrap:anywhere}
 .card b{display:block;font-size:22px}.card span{color:#57606a;font-size:13px}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:16px}
 img{max-width:100%;border:1px solid #d8dee4;border-radius:8px}
+figure{margin:0 0 16px}figcaption{color:#57606a;font-size:13px}figure img{width:100%;image-rendering:pixelated}
 table{border-collapse:collapse;width:100%}td,th{border-top:1px solid #d8dee4;padding:6px 8px;vertical-align:top}
 th{text-align:left}td:first-child{color:#57606a}li{margin:4px 0}
 pre{background:#f6f8fa;padding:12px;border-radius:8px;overflow:auto;font-size:12px}
