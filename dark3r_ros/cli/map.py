@@ -18,6 +18,7 @@ from dark3r_ros.cli.common import (
 from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, open_input, provenance
 from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.events import PipelineStatus
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.mini import MiniMatchConfig
@@ -66,15 +67,23 @@ def run(args: argparse.Namespace) -> int:
         pipeline.push(frame)
         samples.offer(frame)
     pipeline.flush()
-    warnings = [*advice, *source.warnings]
+    status = pipeline.status()
+    warnings = [*advice, *source.warnings, *_submap_warning(status)]
     for warning in warnings:
         print(f'dark3r: warning: {warning}', file=sys.stderr)
-    if not pipeline.status().posed:
+    if not status.posed:
         _explain_failure(pipeline)
-    reconstruction = pipeline.reconstruction()
+    reconstruction = pipeline.reconstruction(largest=True)
     report = {
         'wall_s': time.perf_counter() - began,
         'stages_s': pipeline.stage_seconds,
+        'submaps': pipeline.submap_frames(),
+        'loops': {
+            'proposed': status.loops_proposed,
+            'verified': status.loops_verified,
+            'accepted': status.loops_accepted,
+            'refused': dict(status.loops_refused),
+        },
         **provenance(args, predictor, noise, {'mapping': mapping, 'mini': mini, 'classical': classical}, warnings),
     }
     write_result(args.output, reconstruction, report, overwrite=args.overwrite)
@@ -83,6 +92,15 @@ def run(args: argparse.Namespace) -> int:
         write_report(args.output, reconstruction, full, samples=samples.pictures(predictor))
     _print_summary(args, reconstruction, report)
     return 0
+
+
+def _submap_warning(status: PipelineStatus) -> list[str]:
+    if status.submaps < 2:
+        return []
+    return [
+        f'{status.submaps} submaps could not be joined, for none sees enough of another: the result holds the largest; '
+        'the report lists the others'
+    ]
 
 
 def _explain_failure(pipeline: MappingPipeline) -> None:

@@ -61,14 +61,47 @@ class MappingConfig(Config):
         10, 'A map that gets lost before so many frames were posed is given up and started again.', minimum=0
     )
     relocalise_keyframes: int = setting(
-        64, 'Keyframes whose features are kept so that a lost camera can find its place.', minimum=4, maximum=10000
+        400,
+        'Older keyframes whose features are kept, in memory or on disk, so that a place can be found again.',
+        minimum=4,
+        maximum=100000,
     )
     relocalise_per_frame: int = setting(
         4, 'Remembered keyframes that each lost frame is compared with, in turn.', minimum=1, maximum=1000
     )
+    submap_after: int = setting(
+        10, 'Frames in a row without a pose after which a new submap is tried, to be joined later; 0 never.', minimum=0
+    )
+    loops: bool = setting(True, 'Close loops and join submaps where a place is recognised.')
+    loop_candidates: int = setting(
+        3, 'Places that look most like a new keyframe and are compared with it by geometry.', minimum=1, maximum=50
+    )
+    loop_likeness: float = setting(
+        0.6,
+        'How alike a place must look, as a share of how alike the keyframe and its neighbours look.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    loop_frames: int = setting(
+        3, 'Keyframes that must agree on where they are before a loop is closed.', minimum=1, maximum=20
+    )
+    loop_agreement: float = setting(
+        0.15, 'How far two keyframes may disagree, as a share of the depth of the scene.', minimum=0.0, maximum=2.0
+    )
+    loop_drift: float = setting(
+        0.1, 'Largest correction of a loop, as a share of the way travelled since.', minimum=0.0, maximum=1.0
+    )
     retry_frames: int = setting(
         60, 'Frames without a pose that are kept and tried again later.', minimum=0, maximum=10000
     )
+    memory_ceiling_mb: int = setting(
+        512,
+        'Memory that the map may take; beyond it features of older keyframes go to disk.',
+        unit='MB',
+        minimum=16,
+        maximum=1000000,
+    )
+    spill_folder: str = setting('', 'Folder for features of older keyframes; empty for the temporary folder.')
     max_archived: int = setting(
         1500, 'Older keyframes that keep their landmarks; beyond it only pose and cloud remain.', minimum=10
     )

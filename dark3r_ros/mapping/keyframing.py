@@ -20,6 +20,8 @@ from dark3r_ros.types import Correspondences
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
+_PARENTS = 3
+
 
 @dataclass(eq=False)
 class _Candidates:
@@ -42,6 +44,7 @@ def start_map(sparse_map: SparseMap, pair: InitialPair, min_parallax_deg: float)
     pose = pair.geometry.second_from_first.copy()
     pose[:3, 3] *= scale
     second = new_keyframe(sparse_map, pair.second, pose)
+    second.parents = (first.keyframe_id,)
     points = points * scale
     angles = parallax_angles(first.centre, second.centre, points)
     kept = inliers & (np.degrees(angles) >= min_parallax_deg)
@@ -57,7 +60,7 @@ def start_map(sparse_map: SparseMap, pair: InitialPair, min_parallax_deg: float)
 def new_keyframe(sparse_map: SparseMap, view: View, camera_from_world: Array) -> Keyframe:
     """Append a keyframe without observations."""
     keyframe = Keyframe(
-        len(sparse_map.keyframes),
+        next(sparse_map.numbers),
         view.stamp_ns,
         view.frame_id,
         view.camera,
@@ -79,6 +82,7 @@ def insert_keyframe(
 ) -> Keyframe:
     """Add a keyframe at a tracked pose, match it with its neighbours, link and triangulate landmarks."""
     keyframe = new_keyframe(sparse_map, view, camera_from_world)
+    keyframe.parents = tuple(neighbour.keyframe_id for neighbour in neighbours[:_PARENTS])
     link(sparse_map, keyframe, neighbours, predictor, config, view)
     return keyframe
 
@@ -98,6 +102,7 @@ def link(
     partners = [neighbour for neighbour in neighbours if neighbour.features is not None]
     if not partners or keyframe.features is None:
         return
+    sparse_map.revive([keyframe, *partners])
     matches = predictor.match([(neighbour.features, keyframe.features) for neighbour in partners if neighbour.features])
     candidates = _verified(keyframe, partners, matches, config)
     _share_landmarks(sparse_map, keyframe, partners, candidates, config)

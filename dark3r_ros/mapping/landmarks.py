@@ -29,7 +29,9 @@ class KeypointTable:
     def __init__(self) -> None:
         self.pixels: Array = np.zeros((0, 2))
         self.landmark: Index = np.zeros(0, dtype=np.int64)
-        self._cells: dict[tuple[int, int], int] = {}
+        # Occupied cells in order, and the row of each.
+        self._cells: Index = np.zeros(0, dtype=np.int64)
+        self._cell_rows: Index = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.landmark)
@@ -37,7 +39,12 @@ class KeypointTable:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        return self.pixels.nbytes + self.landmark.nbytes + 120 * len(self._cells)
+        return self.pixels.nbytes + self.landmark.nbytes + self._cells.nbytes + self._cell_rows.nbytes
+
+    @property
+    def named(self) -> bool:
+        """Whether points are named by index rather than by position."""
+        return len(self) > 0 and len(self._cells) == 0
 
     def lookup(self, pixels: Array, index: Index | None) -> Index:
         """Rows (N,) of points (N, 2); unknown ones are added without a landmark."""
@@ -57,30 +64,65 @@ class KeypointTable:
     def landmarks_at(self, pixels: Array, index: Index | None) -> Index:
         """Landmarks (N,) that points (N, 2) observe, -1 where they observe none or are not known; adds nothing."""
         if index is None:
-            cells = np.rint(pixels).astype(np.int64).tolist()
-            index = np.array([self._cells.get((x, y), -1) for x, y in cells], dtype=np.int64)
+            index = self._known_rows(_cells(pixels))
         result = np.full(len(index), -1, dtype=np.int64)
         known = (index >= 0) & (index < len(self))
         result[known] = self.landmark[index[known]]
         return result
 
+    def _known_rows(self, cells: Index) -> Index:
+        """Rows (N,) of cells (N,), -1 for empty ones."""
+        if len(self._cells) == 0:
+            return np.full(len(cells), -1, dtype=np.int64)
+        place = np.minimum(np.searchsorted(self._cells, cells), len(self._cells) - 1)
+        return np.where(self._cells[place] == cells, self._cell_rows[place], -1)
+
     def _rows_by_cell(self, pixels: Array) -> Index:
-        rows = np.empty(len(pixels), dtype=np.int64)
-        following = max(len(self), len(self._cells))
-        for number, (x, y) in enumerate(np.rint(pixels).astype(np.int64).tolist()):
-            row = self._cells.setdefault((x, y), following)
-            following += row == following
-            rows[number] = row
+        cells = _cells(pixels)
+        rows = self._known_rows(cells)
+        fresh = np.flatnonzero(rows < 0)
+        if len(fresh):
+            # New rows follow in the order in which their cells appear.
+            unique, first, inverse = np.unique(cells[fresh], return_index=True, return_inverse=True)
+            order = np.empty(len(unique), dtype=np.int64)
+            order[np.argsort(first)] = np.arange(len(unique))
+            added = len(self) + order
+            rows[fresh] = added[inverse]
+            self._set_cells(np.concatenate([self._cells, unique]), np.concatenate([self._cell_rows, added]))
         return rows
+
+    def _set_cells(self, cells: Index, rows: Index) -> None:
+        order = np.argsort(cells)
+        self._cells, self._cell_rows = cells[order], rows[order]
 
     def observing(self) -> Index:
         """Rows that observe a landmark."""
         return np.flatnonzero(self.landmark >= 0)
 
-    def compact(self) -> None:
-        """Forget all points without a landmark; rows are renumbered, so no match may follow."""
+    def compact(self, *, matchable: bool = False) -> None:
+        """Forget all points without a landmark. Unless `matchable`, no match may follow.
+
+        Rows are renumbered, which would take the names of named points: where matches may follow they stay as they are.
+        """
+        if matchable and self.named:
+            return
         rows = self.observing()
-        self.pixels, self.landmark, self._cells = self.pixels[rows], self.landmark[rows], {}
+        self.pixels, self.landmark = self.pixels[rows], self.landmark[rows]
+        self._set_cells(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        if matchable:
+            self._set_cells(_cells(self.pixels), np.arange(len(rows)))
+
+    def restore(self, pixels: Array, landmark: Index, *, named: bool) -> None:
+        """Take the content of a saved table."""
+        self.pixels, self.landmark = pixels, landmark
+        if not named:
+            self._set_cells(_cells(pixels), np.arange(len(pixels)))
+
+
+def _cells(pixels: Array) -> Index:
+    """One number (N,) for the pixel that each position (N, 2) lies in."""
+    xy = np.rint(pixels).astype(np.int64)
+    return (xy[:, 1] << 32) + xy[:, 0]
 
 
 class LandmarkTable:

@@ -7,51 +7,41 @@ same object, and the same frames give the same events.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dark3r_ros.errors import Dark3rError, DataError, OutputError
-from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
-from dark3r_ros.mapping.archive import Archive
+from dark3r_ros.mapping.atlas import Atlas
+from dark3r_ros.mapping.closing import close_loop, join_submaps
+from dark3r_ros.mapping.completing import complete_matches, join_what_can_be
 from dark3r_ros.mapping.config import MappingConfig
-from dark3r_ros.mapping.events import (
-    Event,
-    FramePosed,
-    FrameUnposed,
-    KeyframeAdded,
-    MapDiscarded,
-    PipelineStatus,
-    StateChanged,
-)
+from dark3r_ros.mapping.events import Event, FrameUnposed, MapDiscarded, PipelineStatus, StateChanged
+from dark3r_ros.mapping.evidence import Evidence
 from dark3r_ros.mapping.initialise import Initialiser, InitialPair
 from dark3r_ros.mapping.intake import Intake, RefusedError
-from dark3r_ros.mapping.keyframing import insert_keyframe, link, start_map
+from dark3r_ros.mapping.keyframing import insert_keyframe, start_map
+from dark3r_ros.mapping.loops import LoopGate
+from dark3r_ros.mapping.memory import MemoryKeeper, view_bytes
 from dark3r_ros.mapping.records import PoseLog
-from dark3r_ros.mapping.reporting import in_time_order, keyframes_moved, world_covariance
+from dark3r_ros.mapping.reporting import frame_posed, frames_joined, in_time_order, keyframes_moved
 from dark3r_ros.mapping.result import build_reconstruction
-from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
-from dark3r_ros.mapping.tracking import TrackResult, failed_track, needs_keyframe, track
-from dark3r_ros.mapping.trust import InlierBound
+from dark3r_ros.mapping.sparse_map import Keyframe, View
+from dark3r_ros.mapping.submap import Submap
+from dark3r_ros.mapping.tracking import TrackResult, failed_track, needs_keyframe, quality, started_track, track
 from dark3r_ros.mapping.window import refine_all, refine_window
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.types import Frame, MappingState, Reconstruction
 
-Array = NDArray[np.float64]
-
-STAGES = ('encode', 'initialise', 'track', 'keyframe', 'window', 'final')
+STAGES = ('encode', 'initialise', 'track', 'keyframe', 'window', 'loops', 'final')
 
 
 class MappingPipeline:
-    """Initialisation, tracking, keyframes, sliding window, loss and recovery.
+    """Initialisation, tracking, keyframes, sliding window, loss and recovery, submaps and loops.
 
     Deterministic and single-threaded. A frame that cannot be used is answered with an event, never with an
     exception.
@@ -59,13 +49,16 @@ class MappingPipeline:
 
     def __init__(self, config: MappingConfig, predictor: Predictor, noise: NoiseModel | None = None) -> None:
         self._config, self._predictor, self._noise = config, predictor, noise
+        self._memory = MemoryKeeper(config)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything and wait for the first frame."""
+        self._memory.close()
+        self._memory = MemoryKeeper(self._config)
         self._intake = Intake(self._config, self._predictor, self._noise)
-        self._clear_map()
         self._log = PoseLog()
+        self._clear_map()
         self._state = MappingState.WAITING_FOR_CALIBRATION
         self._message = 'waiting for the first frame with calibration'
         self._camera: Camera | None = None
@@ -75,14 +68,11 @@ class MappingPipeline:
 
     def _clear_map(self) -> None:
         self._initialiser = Initialiser(self._config, self._predictor)
-        self._map = SparseMap()
-        self._archive = Archive(self._config)
+        self._atlas = Atlas(self._config)
+        self._gate = LoopGate(self._config, self._predictor, self._atlas.places)
         self._retry: deque[View] = deque(maxlen=self._config.retry_frames or None)
         self._young: list[View] = []  # all views of a map that may yet be given up
         self._failures = 0
-        self._motion: tuple[Array, Array] | None = None  # the last two camera_from_world
-        self._baseline: TrackResult | None = None
-        self._trust = InlierBound(self._config)
 
     # ------------------------------------------------------------------ input
 
@@ -97,50 +87,69 @@ class MappingPipeline:
             self._camera = frame.camera
         self._log.add(view.stamp_ns, view.name, view.snr_db, 'not reached')
         try:
-            if self._map.keyframes:
+            if self._atlas.active.map.keyframes:
                 return self._track(view)
-            with self._timed('initialise'):
-                return self._initialise(view)
+            return self._initialise(view)
         except Dark3rError as error:  # a predictor that cannot match this frame
             return self._unposed(view, failed_track(0, str(error)))
 
     def flush(self) -> list[Event]:
-        """End of the input: start the map from the best pair if there is none, retry frames, refine everything."""
+        """End of the input: start the map from the best pair if there is none, retry frames, join, refine."""
         events: list[Event] = []
-        if not self._map.keyframes:
+        if not self._atlas.active.map.keyframes:
             pair = self._initialiser.finish()
             if pair is not None:
                 events += self._start(pair)
-        if not self._map.keyframes:
+        if not self._atlas.active.map.keyframes:
             return events
         events += self._retry_unposed()
-        observing = sum(1 for keyframe in self._map.keyframes if len(keyframe.table.observing()))
+        with self._timed('loops'):
+            for evidence, submap in join_what_can_be(self._atlas, self._gate, self._config):
+                events += self._joined(evidence, submap)
+        submap = self._atlas.largest(self._log)
+        observing = sum(1 for keyframe in submap.map.keyframes if len(keyframe.table.observing()))
         if observing <= self._config.final_keyframes:
             with self._timed('final'):
-                self._complete_matches()
-                events.append(keyframes_moved(refine_all(self._map, self._config)))
+                complete_matches(submap, self._predictor, self._config)
+                events.append(keyframes_moved(refine_all(submap.map, self._config), submap))
             events += self._retry_unposed()
         return events
 
     # ------------------------------------------------------------------ output
 
-    def reconstruction(self) -> Reconstruction:
-        """Everything known now, from the newest estimates. Raises ReconstructionError without a single frame."""
-        return build_reconstruction(self._camera, self._map, self._archive.cloud, self._log)
+    def reconstruction(self, *, largest: bool = False) -> Reconstruction:
+        """Everything known now, from the newest estimates, in the frame of the map.
+
+        Frames of submaps that are not joined to it count as unposed. With `largest` the submap with most frames takes
+        the place of the map. Raises ReconstructionError without a single calibrated frame.
+        """
+        submap = self._atlas.largest(self._log) if largest else self._atlas.submaps[0]
+        return build_reconstruction(self._camera, submap.map, submap.archive.cloud, self._log)
+
+    def submap_frames(self) -> dict[int, int]:
+        """How many frames are posed in each submap, by its id."""
+        return {submap.submap_id: self._log.posed_by(submap.map.keyframes) for submap in self._atlas.submaps}
 
     def status(self) -> PipelineStatus:
         """Snapshot for status messages."""
+        atlas, gate = self._atlas, self._gate
         return PipelineStatus(
             self._state,
             self._message,
             self._intake.snr_db,
             self._intake.samples,
             *self._newest,
-            len(self._map.keyframes),
-            len(self._map.landmarks),
+            atlas.keyframes,
+            sum(len(submap.map.landmarks) for submap in atlas.submaps),
             len(self._log),
             self._log.posed,
-            self._map.nbytes + self._log.nbytes + self._archive.cloud.nbytes,
+            atlas.nbytes + self._other_bytes() + sum(map(view_bytes, self._retry)),
+            atlas.active.submap_id,
+            len(atlas.submaps),
+            gate.proposed,
+            gate.verified,
+            gate.accepted,
+            dict(gate.refused),
         )
 
     def save_state(self, folder: Path | str, *, overwrite: bool = False) -> None:
@@ -164,17 +173,19 @@ class MappingPipeline:
         events: list[Event] = [FrameUnposed(frame.stamp_ns, frame.frame_id, str(refusal))]
         if refusal.log:
             self._log.add(frame.stamp_ns, frame.name, self._intake.snr_db, str(refusal))
-        if refusal.waiting and not self._map.keyframes:
+        started = bool(self._atlas.active.map.keyframes)
+        if refusal.waiting and not started:
             return events + self._enter(frame.stamp_ns, MappingState.WAITING_FOR_CALIBRATION, str(refusal))
         self._newest = (0, 0)
-        if not self._map.keyframes:
+        if not started:
             return events + self._enter(frame.stamp_ns, MappingState.INITIALISING, str(refusal))
         if refusal.counts_as_loss:
             self._failures += 1
         return events + self._enter(frame.stamp_ns, self._state_without_pose(), str(refusal))
 
     def _initialise(self, view: View) -> list[Event]:
-        pair = self._initialiser.push(view)
+        with self._timed('initialise'):
+            pair = self._initialiser.push(view)
         if pair is not None:
             return self._start(pair)
         reason = f'initialising: {self._initialiser.message}'
@@ -183,16 +194,15 @@ class MappingPipeline:
         return events + self._enter(view.stamp_ns, MappingState.INITIALISING, self._initialiser.message)
 
     def _start(self, pair: InitialPair) -> list[Event]:
-        """Make the map from the pair, then pose the frames that were waiting: forwards, then backwards in time."""
-        first, second = start_map(self._map, pair, self._config.min_parallax)
-        refine_window(self._map, self._config)
+        """Make a map from the pair, then pose the frames that were waiting: forwards, then backwards in time."""
+        submap = self._atlas.begin()
+        keyframes = start_map(submap.map, pair, self._config.min_parallax)
+        refine_window(submap.map, self._config)
         inliers = int(pair.geometry.inliers.sum())
         posed: list[Event] = []
-        for keyframe, view in ((first, pair.first), (second, pair.second)):
-            self._log.pose(view.stamp_ns, keyframe, keyframe.camera_from_world, inliers, len(pair.matches), True)
-            posed += self._report(
-                view, keyframe.camera_from_world, np.zeros((6, 6)), inliers, len(pair.matches), keyframe
-            )
+        for keyframe, view in zip(keyframes, (pair.first, pair.second), strict=True):
+            result = started_track(keyframe.camera_from_world, inliers, len(pair.matches))
+            posed += self._posed(view, result, keyframe)
         waiting = [*self._initialiser.dropped, *self._initialiser.pending]
         waiting = [view for view in waiting if view is not pair.first and view is not pair.second]
         later = [view for view in waiting if view.stamp_ns > pair.first.stamp_ns]
@@ -202,98 +212,158 @@ class MappingPipeline:
         self._initialiser = Initialiser(self._config, self._predictor)
         self._young = [pair.first, pair.second, *waiting]
         self._newest = (inliers, len(pair.matches))
-        self._motion = None
-        stamp = pair.second.stamp_ns
-        return in_time_order(posed) + self._enter(stamp, MappingState.TRACKING, 'map started')
+        self._failures, submap.motion = 0, None
+        name = 'map' if submap.submap_id == 0 else f'submap {submap.submap_id}, to be joined with the map,'
+        return in_time_order(posed) + self._enter(pair.second.stamp_ns, MappingState.TRACKING, f'{name} started')
 
     def _track(self, view: View) -> list[Event]:
         recovering = self._failures > 0
-        references = self._references(recovering)
-        guess = self._predicted() if not recovering else None
         self._remember_young(view)
         with self._timed('track'):
-            bound = self._trust.bound(self._failures)
-            result = track(view, references, self._map, self._predictor, self._config, guess, bound)
-            if result.camera_from_world is None and not recovering:
-                wide = self._references(True)
-                result = track(view, wide, self._map, self._predictor, self._config, min_inliers=bound)
+            result = self._find(view) if recovering else self._follow(view)
         self._newest = (result.inliers, result.matches)
         if result.camera_from_world is None:
             return self._unposed(view, result)
-        found_again = self._state == MappingState.LOST
+        submap, found_again = self._atlas.active, self._state == MappingState.LOST
         if recovering:
-            self._motion = None
+            submap.motion = None
+            self._initialiser = Initialiser(self._config, self._predictor)
         self._failures = 0
+        submap.moved_to(result.camera_from_world)
         events = self._accept(view, result)
-        self._motion = (self._motion[1] if self._motion else result.camera_from_world, result.camera_from_world)
         if found_again:
             message = f'found the map again by {result.inliers} correspondences; the next frame confirms it'
             return events + self._enter(view.stamp_ns, MappingState.RELOCALISING, message)
-        return events + self._enter(view.stamp_ns, *self._quality(result))
+        return events + self._enter(view.stamp_ns, *quality(result, self._intake.snr_db, self._config))
+
+    def _follow(self, view: View) -> TrackResult:
+        """Pose of a view right after a posed one."""
+        submap, bound = self._atlas.active, self._atlas.active.trust.bound(0)
+        near = submap.narrow_references(self._newest[0])
+        result = track(view, near, submap.map, self._predictor, self._config, submap.predicted(), bound)
+        if result.camera_from_world is None:
+            wide = submap.wide_references()
+            result = track(view, wide, submap.map, self._predictor, self._config, min_inliers=bound)
+        return result
+
+    def _find(self, view: View) -> TrackResult:
+        """Pose of a view whose place is not known, in any submap; that submap becomes the active one."""
+        active = self._atlas.active
+        groups = dict(self._atlas.candidates(view.features))
+        places = [(active, [*active.wide_references(), *groups.pop(active, [])]), *groups.items()]
+        failed = failed_track(0, 'no keyframe left to compare with')
+        for submap, keyframes in places:
+            references = list({keyframe.keyframe_id: keyframe for keyframe in keyframes}.values())
+            bound = submap.trust.bound(self._failures)
+            result = track(view, references, submap.map, self._predictor, self._config, min_inliers=bound)
+            if result.camera_from_world is not None:
+                self._atlas.activate(submap)
+                return result
+            failed = max(failed, result, key=lambda one: one.matches)
+        return failed
 
     def _accept(self, view: View, result: TrackResult) -> list[Event]:
         """Log a tracked view and make it a keyframe where it shows something new."""
-        pose = result.camera_from_world
+        submap, pose = self._atlas.active, result.camera_from_world
         assert pose is not None
-        self._trust.accept(result.inliers)
-        if not needs_keyframe(result, self._baseline, self._config):
-            if self._baseline is None:
-                self._baseline = result
-            reference = self._map.keyframes[-1]
-            self._log.pose(view.stamp_ns, reference, pose, result.inliers, result.matches, False)
-            return self._report(view, pose, result.covariance, result.inliers, result.matches, None)
-        neighbours = self._neighbours(result)
+        submap.trust.accept(result.inliers)
+        if not needs_keyframe(result, submap.baseline, self._config):
+            if submap.baseline is None:
+                submap.baseline = result
+            return self._posed(view, result, None)
+        neighbours = submap.around(result.landmarks)[: self._config.neighbours]
         with self._timed('keyframe'):
-            keyframe = insert_keyframe(self._map, view, pose, neighbours, self._predictor, self._config)
+            keyframe = insert_keyframe(submap.map, view, pose, neighbours, self._predictor, self._config)
         with self._timed('window'):
-            moved, covariance = refine_window(self._map, self._config)
-        self._baseline = None
-        self._log.pose(view.stamp_ns, keyframe, keyframe.camera_from_world, result.inliers, result.matches, True)
-        events = self._report(view, keyframe.camera_from_world, covariance, result.inliers, result.matches, keyframe)
-        self._archive.retire(self._map)
-        return [*events, keyframes_moved(moved)]
+            moved, covariance = refine_window(submap.map, self._config, neighbours)
+        submap.baseline = None
+        events = self._posed(view, result.refined(covariance), keyframe)
+        submap.archive.retire(submap.map)
+        events.append(keyframes_moved(moved, submap))
+        if self._config.loops:
+            with self._timed('loops'):
+                evidence = self._gate.consider(keyframe, submap, self._atlas.submaps)
+                if evidence:
+                    events += self._close(evidence, submap)
+        self._memory.enforce(self._atlas, self._retry, self._other_bytes())
+        return events
+
+    def _close(self, evidence: list[Evidence], submap: Submap) -> list[Event]:
+        """Close a loop, or join the submap with that of the place."""
+        if evidence[-1].old is not submap:
+            return self._joined(evidence, submap)
+        scales = close_loop(submap, evidence, self._predictor, self._config)
+        if scales is None:
+            self._gate.refused['against the graph'] += 1
+            return []
+        self._gate.accepted += 1
+        self._log.rescale(submap.map.keyframes, scales)
+        return [keyframes_moved(submap.map.keyframes, submap)]
+
+    def _joined(self, evidence: list[Evidence], submap: Submap) -> list[Event]:
+        joined, moved, growth = join_submaps(self._atlas, evidence, submap, self._predictor, self._config)
+        self._gate.accepted += 1
+        self._log.rescale(moved, [growth] * len(moved))
+        events = frames_joined(moved, joined, self._log, self._newest_posed_ns)
+        return [*events, keyframes_moved(joined.map.keyframes, joined)]
 
     def _unposed(self, view: View, result: TrackResult) -> list[Event]:
         self._failures += 1
         self._log.explain(view.stamp_ns, result.reason)
         if self._config.retry_frames:
             self._retry.append(view)
+        self._memory.enforce(self._atlas, self._retry, self._other_bytes())
         events: list[Event] = [FrameUnposed(view.stamp_ns, view.frame_id, result.reason)]
-        if self._failures >= self._config.lost_after and self._log.posed <= self._config.young_frames:
+        if self._failures >= self._config.lost_after and self._is_young():
             return events + self._give_up(view)
+        if 0 < self._config.submap_after <= self._failures:
+            with self._timed('initialise'):
+                pair = self._initialiser.push(view)
+            if pair is not None:
+                return events + self._start(pair)
         return events + self._enter(view.stamp_ns, self._state_without_pose(), result.reason)
 
+    def _is_young(self) -> bool:
+        return self._log.posed_by(self._atlas.active.map.keyframes) <= self._config.young_frames
+
     def _remember_young(self, view: View) -> None:
-        if self._log.posed > self._config.young_frames:
+        if self._young and not self._is_young():
             self._young = []
-        elif len(self._young) < self._config.retry_frames:
+        elif self._young and len(self._young) < self._config.retry_frames:
             self._young.append(view)
 
     def _give_up(self, view: View) -> list[Event]:
         """Start again from the newest view; the others are posed once the new map stands."""
-        message = 'the first map was too weak to go on: starting again'
+        message = 'the newest map was too weak to go on: starting again'
         waiting = [other for other in self._young if other is not view]
-        self._log.discard_poses(message)
-        self._clear_map()
+        self._log.discard_poses(message, self._atlas.active.map.keyframes)
+        self._atlas.give_up()
+        self._gate.forget()
+        self._young = []
+        self._initialiser = Initialiser(self._config, self._predictor)
         self._initialiser.dropped = waiting
-        discarded: list[Event] = [MapDiscarded(view.stamp_ns, message)]
         self._initialiser.push(view)
+        if self._atlas.active.map.keyframes:  # another submap has taken its place
+            self._failures = max(self._failures, self._config.submap_after)
+            return self._enter(view.stamp_ns, MappingState.LOST, message)
+        self._retry.clear()
+        self._failures = 0
+        discarded: list[Event] = [MapDiscarded(view.stamp_ns, message)]
         return discarded + self._enter(view.stamp_ns, MappingState.INITIALISING, message)
 
     def _pose_late(self, view: View) -> list[Event]:
-        """Pose a view out of turn, against the keyframes nearest to it in time and a few newest ones."""
-        nearest = sorted(
-            (keyframe for keyframe in self._map.keyframes if keyframe.features is not None),
-            key=lambda keyframe: (abs(keyframe.stamp_ns - view.stamp_ns), keyframe.keyframe_id),
-        )[:6]
-        bound = self._trust.bound(failures=1)
-        result = track(view, nearest, self._map, self._predictor, self._config, min_inliers=bound)
+        """Pose a view out of turn, against the keyframes nearest to it in time."""
+        submap = self._atlas.active
+        if self._log.is_posed(view.stamp_ns):
+            return []
+        near, bound = submap.nearest_in_time(view.stamp_ns, 6), submap.trust.bound(failures=1)
+        result = track(view, near, submap.map, self._predictor, self._config, min_inliers=bound)
         if result.camera_from_world is None:
             self._log.explain(view.stamp_ns, result.reason)
             if self._config.retry_frames and all(view is not other for other in self._retry):
                 self._retry.append(view)
             return []
-        self._baseline = None
+        submap.baseline = None
         return self._accept(view, result)
 
     def _retry_unposed(self) -> list[Event]:
@@ -308,16 +378,6 @@ class MappingPipeline:
             events += found
         return in_time_order(events)
 
-    def _complete_matches(self) -> None:
-        """Match keyframes that see the same landmarks but never met, so that the final adjustment is well tied."""
-        self._map.retire(0)  # old keyframes gain observations here
-        keyframes = [keyframe for keyframe in self._map.keyframes if keyframe.features is not None]
-        for number, keyframe in enumerate(keyframes):
-            before = keyframes[: max(number - self._config.neighbours, 0)]
-            seen = keyframe.table.landmark
-            partners = self._map.covisible(seen[seen >= 0], before)[: self._config.neighbours]
-            link(self._map, keyframe, partners, self._predictor, self._config)
-
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         began = time.perf_counter()
@@ -326,86 +386,28 @@ class MappingPipeline:
         finally:
             self.stage_seconds[stage] += time.perf_counter() - began
 
-    # ------------------------------------------------------------------ choices
+    def _other_bytes(self) -> int:
+        return self._log.nbytes + sum(map(view_bytes, [*self._young, *self._initialiser.pending]))
 
-    def _references(self, wide: bool) -> list[Keyframe]:
-        keyframes = self._map.keyframes
-        newest = keyframes[-1]
-        if not wide:
-            # While the newest keyframe alone holds the pose firmly, a second one adds cost and little else.
-            return [newest] if self._newest[0] >= self._config.firm_inliers else [newest, *keyframes[-2:-1]]
-        seen = newest.table.landmark
-        around = self._map.covisible(seen[seen >= 0], keyframes[-20:-1])[:3]
-        references = [newest, *around]
-        if self._failures:
-            references += self._archive.relocalisation_candidates(self._map)
-        unique = {keyframe.keyframe_id: keyframe for keyframe in references}
-        return list(unique.values())
-
-    def _neighbours(self, result: TrackResult) -> list[Keyframe]:
-        count = self._config.neighbours
-        recent = self._map.keyframes[-(self._config.window + 4 * self._config.window_fixed) :]
-        around = [
-            keyframe for keyframe in self._map.covisible(result.landmarks, recent) if keyframe.features is not None
-        ]
-        return around[:count]
-
-    def _predicted(self) -> Array | None:
-        """Pose of constant velocity."""
-        if self._motion is None:
-            return None
-        before, last = self._motion
-        return se3.normalised(last @ se3.inverse(before) @ last)
-
-    def _quality(self, result: TrackResult) -> tuple[MappingState, str]:
-        snr = self._intake.snr_db
-        if math.isfinite(snr) and snr < self._config.degraded_snr:
-            return MappingState.DEGRADED, f'signal-to-noise ratio {snr:.1f} dB: lengthen the exposure or slow down'
-        if result.inliers < self._config.degraded_inliers:
-            return MappingState.DEGRADED, f'only {result.inliers} correspondences hold the pose: slow down or add light'
-        return MappingState.TRACKING, 'tracking'
+    # ------------------------------------------------------------------ states and events
 
     def _state_without_pose(self) -> MappingState:
         lost = self._state in (MappingState.LOST, MappingState.RELOCALISING)
         return MappingState.LOST if lost or self._failures >= self._config.lost_after else MappingState.DEGRADED
 
-    # ------------------------------------------------------------------ events
-
     def _enter(self, stamp_ns: int, state: MappingState, message: str) -> list[Event]:
         old, self._state, self._message = self._state, state, message
         return [StateChanged(stamp_ns, old, state, message)] if old != state else []
 
-    def _report(
-        self, view: View, pose: Array, covariance: Array, inliers: int, matches: int, keyframe: Keyframe | None
-    ) -> list[Event]:
+    def _posed(self, view: View, result: TrackResult, keyframe: Keyframe | None) -> list[Event]:
+        """Log a pose; as a keyframe the view can be recognised from now on."""
+        submap, pose = self._atlas.active, result.camera_from_world
+        assert pose is not None
+        reference = keyframe or submap.map.keyframes[-1]
+        if keyframe is not None:
+            pose = keyframe.camera_from_world
+            self._atlas.places.add(keyframe)
+        self._log.pose(view.stamp_ns, reference, pose, result.inliers, result.matches, keyframe is not None)
         late = view.stamp_ns < self._newest_posed_ns
         self._newest_posed_ns = max(self._newest_posed_ns, view.stamp_ns)
-        world_from_camera = se3.inverse(pose)
-        events: list[Event] = [
-            FramePosed(
-                view.stamp_ns,
-                view.frame_id,
-                world_from_camera,
-                world_covariance(world_from_camera, covariance),
-                inliers,
-                matches,
-                view.snr_db,
-                keyframe is not None,
-                late,
-            )
-        ]
-        if keyframe is not None:
-            rows = keyframe.table.observing()
-            cloud = self._map.cloud(keyframe.table.landmark[rows])
-            events.append(
-                KeyframeAdded(
-                    keyframe.keyframe_id,
-                    view.stamp_ns,
-                    view.frame_id,
-                    world_from_camera,
-                    cloud,
-                    view.snr_db,
-                    len(rows),
-                )
-            )
-        return events
+        return frame_posed(view, submap, result, keyframe, late=late)

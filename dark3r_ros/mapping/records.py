@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,36 +84,59 @@ class PoseLog:
         row['relative'] = np.concatenate([relative[:3, 3], se3.quaternion(relative[:3, :3])])
         row['inliers'], row['matches'], row['reason'] = inliers, matches, 0
 
-    def discard_poses(self, reason: str) -> None:
-        """Take every pose back; the keyframes they refer to are gone."""
+    def is_posed(self, stamp_ns: int) -> bool:
+        """Whether a logged frame has a pose."""
+        return bool(self._rows[self._row_of[stamp_ns]]['keyframe'] >= 0)
+
+    def posed_by(self, keyframes: Iterable[Keyframe]) -> int:
+        """How many frames hang on these keyframes."""
+        return int(self._hanging_on(keyframes).sum())
+
+    def discard_poses(self, reason: str, keyframes: Iterable[Keyframe]) -> None:
+        """Take the poses that refer to these keyframes back."""
+        discarded = self._hanging_on(keyframes)
         for stamp_ns, number in self._row_of.items():
-            row = self._rows[number]
-            if row['keyframe'] >= 0:
+            if discarded[number]:
+                row = self._rows[number]
                 row['keyframe'], row['is_keyframe'] = -1, False
                 self.explain(stamp_ns, reason)
-        self._posed = 0
+        self._posed -= int(discarded.sum())
 
-    def records(self, keyframes: Sequence[Keyframe]) -> list[FrameRecord]:
-        """All frames by time, posed from the newest keyframe poses."""
+    def rescale(self, keyframes: Sequence[Keyframe], scales: Sequence[float]) -> None:
+        """Let frames follow keyframes whose surroundings have grown by a factor."""
+        factor = {keyframe.keyframe_id: scale for keyframe, scale in zip(keyframes, scales, strict=True)}
         rows = self._rows[: self._count]
+        rows['relative'][:, :3] *= np.array([factor.get(key, 1.0) for key in rows['keyframe'].tolist()])[:, None]
+
+    def _hanging_on(self, keyframes: Iterable[Keyframe]) -> NDArray[np.bool_]:
+        wanted = [keyframe.keyframe_id for keyframe in keyframes]
+        return np.isin(self._rows[: self._count]['keyframe'], wanted)
+
+    def records(self, keyframes: Sequence[Keyframe], elsewhere: str = 'no pose') -> list[FrameRecord]:
+        """All frames by time, posed from the newest keyframe poses.
+
+        `elsewhere` is the reason given for frames that hang on other keyframes than these.
+        """
+        rows = self._rows[: self._count]
+        known = {keyframe.keyframe_id: keyframe for keyframe in keyframes}
         result = []
         for number in np.argsort(rows['stamp_ns'], kind='stable').tolist():
             row = rows[number]
-            pose = None
-            if row['keyframe'] >= 0:
-                reference = keyframes[row['keyframe']].world_from_camera
-                pose = reference
+            keyframe, pose = known.get(int(row['keyframe'])), None
+            lies_elsewhere = keyframe is None and row['keyframe'] >= 0
+            if keyframe is not None:
+                pose = keyframe.world_from_camera
                 if not row['is_keyframe']:
-                    pose = reference @ se3.from_quaternion(row['relative'][3:], row['relative'][:3])
+                    pose = pose @ se3.from_quaternion(row['relative'][3:], row['relative'][:3])
             result.append(
                 FrameRecord(
                     int(row['stamp_ns']),
                     pose,
-                    bool(row['is_keyframe']),
+                    bool(row['is_keyframe']) and not lies_elsewhere,
                     float(row['snr_db']),
                     int(row['inliers']),
                     int(row['matches']),
-                    self._reasons[row['reason']],
+                    elsewhere if lies_elsewhere else self._reasons[row['reason']],
                     self._names.get(number, ''),
                 )
             )
@@ -147,6 +170,11 @@ class BoundedCloud:
             kept.sort()
             self._points, self._colors = self._points[kept], self._colors[kept]
             self._voxel *= 1.5
+
+    def move(self, moved: Callable[[Array], Array]) -> None:
+        """Put every point where `moved` says."""
+        if len(self._points):
+            self._points = moved(self._points.astype(np.float64)).astype(np.float32)
 
     def cloud(self) -> PointCloud:
         """Return the points; each was seen by at least two keyframes."""

@@ -8,13 +8,81 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.mapping.events import Event, KeyframesMoved, KeyframeState
-from dark3r_ros.mapping.sparse_map import Keyframe
+from dark3r_ros.geometry import se3
+from dark3r_ros.mapping.events import Event, FramePosed, KeyframeAdded, KeyframesMoved, KeyframeState
+from dark3r_ros.mapping.records import PoseLog
+from dark3r_ros.mapping.sparse_map import Keyframe, View
+from dark3r_ros.mapping.submap import Submap
+from dark3r_ros.mapping.tracking import TrackResult
 
 Array = NDArray[np.float64]
 
 
-def keyframes_moved(keyframes: Sequence[Keyframe]) -> KeyframesMoved:
+def frame_posed(
+    view: View, submap: Submap, result: TrackResult, keyframe: Keyframe | None, *, late: bool
+) -> list[Event]:
+    """A view got a pose, and became a keyframe unless that is None."""
+    pose = result.camera_from_world if keyframe is None else keyframe.camera_from_world
+    assert pose is not None
+    world_from_camera = se3.inverse(pose)
+    posed = FramePosed(
+        view.stamp_ns,
+        view.frame_id,
+        world_from_camera,
+        world_covariance(world_from_camera, result.covariance),
+        result.inliers,
+        result.matches,
+        view.snr_db,
+        keyframe is not None,
+        late,
+        submap.submap_id,
+    )
+    return [posed] if keyframe is None else [posed, keyframe_added(keyframe, submap)]
+
+
+def keyframe_added(keyframe: Keyframe, submap: Submap) -> KeyframeAdded:
+    """A keyframe with its landmarks."""
+    rows = keyframe.table.observing()
+    return KeyframeAdded(
+        keyframe.keyframe_id,
+        keyframe.stamp_ns,
+        keyframe.frame_id,
+        keyframe.world_from_camera,
+        submap.map.cloud(keyframe.table.landmark[rows]),
+        keyframe.snr_db,
+        len(rows),
+        submap.submap_id,
+    )
+
+
+def frames_joined(keyframes: Sequence[Keyframe], submap: Submap, log: PoseLog, newest_ns: int) -> list[Event]:
+    """Frames and keyframes of a submap once more, now that it belongs to another one."""
+    of_stamp = {keyframe.stamp_ns: keyframe for keyframe in keyframes}
+    events: list[Event] = []
+    for record in log.records(keyframes):
+        if record.world_from_camera is None:
+            continue
+        keyframe = of_stamp.get(record.stamp_ns) if record.keyframe else None
+        events.append(
+            FramePosed(
+                record.stamp_ns,
+                keyframes[0].frame_id,
+                record.world_from_camera,
+                np.zeros((6, 6)),
+                record.inliers,
+                record.matches,
+                record.snr_db,
+                record.keyframe,
+                record.stamp_ns < newest_ns,
+                submap.submap_id,
+            )
+        )
+        if keyframe is not None:
+            events.append(keyframe_added(keyframe, submap))
+    return events
+
+
+def keyframes_moved(keyframes: Sequence[Keyframe], submap: Submap) -> KeyframesMoved:
     """Newest estimates of the keyframes as an event."""
     return KeyframesMoved(
         tuple(
@@ -24,6 +92,7 @@ def keyframes_moved(keyframes: Sequence[Keyframe]) -> KeyframesMoved:
                 keyframe.world_from_camera,
                 keyframe.snr_db,
                 len(keyframe.table.observing()),
+                submap.submap_id,
             )
             for keyframe in keyframes
         )
@@ -31,10 +100,12 @@ def keyframes_moved(keyframes: Sequence[Keyframe]) -> KeyframesMoved:
 
 
 def in_time_order(events: Sequence[Event]) -> list[Event]:
-    """Order posed frames by their stamps; what belongs to a frame stays behind it, the last move goes to the end."""
-    moved = [event for event in events if isinstance(event, KeyframesMoved)]
+    """Order posed frames by their stamps; what belongs to a frame stays behind it, the newest moves go to the end."""
+    newest = {state.keyframe_id: state for event in events if isinstance(event, KeyframesMoved)
+              for state in event.keyframes}  # fmt: skip
     others = [event for event in events if not isinstance(event, KeyframesMoved)]
-    return sorted(others, key=lambda event: event.stamp_ns) + moved[-1:]
+    ordered = sorted(others, key=lambda event: event.stamp_ns)
+    return [*ordered, *([KeyframesMoved(tuple(newest.values()))] if newest else [])]
 
 
 def world_covariance(world_from_camera: Array, left_twist: Array) -> Array:

@@ -15,10 +15,13 @@ from dark3r_ros.types import Observations, PointCloud, Reconstruction
 def build_reconstruction(
     camera: Camera | None, sparse_map: SparseMap, forgotten: BoundedCloud, log: PoseLog
 ) -> Reconstruction:
-    """Collect frames, cloud and observations. Raises ReconstructionError when no calibrated frame was seen."""
+    """Collect frames, cloud and observations of one map; frames of others count as unposed.
+
+    Raises ReconstructionError when no calibrated frame was seen.
+    """
     if camera is None:
         raise ReconstructionError('no frame with calibration was seen, so there is nothing to write')
-    records = log.records(sparse_map.keyframes)
+    records = log.records(sparse_map.keyframes, 'posed in another submap, which could not be joined')
     frame_of_stamp = {record.stamp_ns: number for number, record in enumerate(records)}
     observing = [keyframe for keyframe in sparse_map.keyframes if len(keyframe.table.observing())]
     seen = sparse_map.observations(observing)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +49,25 @@ class View:
         return self.colors[np.clip(xy[:, 1], 0, height - 1), np.clip(xy[:, 0], 0, width - 1)]
 
 
+class StoredFeatures(Protocol):
+    """Features that lie somewhere else than in memory."""
+
+    def read(self) -> Features | None:
+        """Read them back; None when that fails."""
+        ...
+
+    def release(self) -> None:
+        """Give their place back."""
+        ...
+
+
 @dataclass(eq=False)
 class Keyframe:
-    """A view that stays in the map; `features` is dropped once nobody will match it again."""
+    """A view that stays in the map.
+
+    Its features are in memory (`loaded`), on disk (`stored`) or in both, and nowhere once nobody will match it again.
+    `parents` are the keyframes that it shared most with when it was made.
+    """
 
     keyframe_id: int
     stamp_ns: int
@@ -57,8 +75,31 @@ class Keyframe:
     camera: Camera
     camera_from_world: Array
     snr_db: float
-    features: Features | None
+    loaded: Features | None
     table: KeypointTable = field(default_factory=KeypointTable)
+    stored: StoredFeatures | None = None
+    parents: tuple[int, ...] = ()
+
+    @property
+    def features(self) -> Features | None:
+        """What the predictor remembers of the view, read from disk where it must be."""
+        if self.loaded is None and self.stored is not None:
+            self.loaded = self.stored.read()
+            if self.loaded is None:
+                self.stored = None
+        return self.loaded
+
+    @property
+    def matchable(self) -> bool:
+        """Whether it can be matched with another view."""
+        return self.loaded is not None or self.stored is not None
+
+    def drop_features(self) -> None:
+        """Forget what is only needed for matches."""
+        if self.stored is not None:
+            self.stored.release()
+        self.loaded = self.stored = None
+        self.table.compact()
 
     @property
     def focal(self) -> float:
@@ -78,8 +119,7 @@ class Keyframe:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        features = self.features.nbytes if self.features is not None else 0
-        return self.table.nbytes + features
+        return self.table.nbytes + (self.loaded.nbytes if self.loaded is not None else 0)
 
     def normalised(self, rows: Index) -> Array:
         """Undistorted normalised coordinates (N, 2) of keypoint rows."""
@@ -97,12 +137,16 @@ class ObservationSet:
 
 
 class SparseMap:
-    """All keyframes in the order they were made, and the landmarks."""
+    """Keyframes in the order they were made (those of a map that joined come first), and the landmarks.
 
-    def __init__(self) -> None:
+    `numbers` gives the next keyframe its id; maps that may be joined share it.
+    """
+
+    def __init__(self, numbers: Iterator[int] | None = None) -> None:
         self.keyframes: list[Keyframe] = []
         self.landmarks = LandmarkTable()
-        self._retired = 0
+        self.numbers = numbers if numbers is not None else itertools.count()
+        self._retired: set[int] = set()
         self._retired_counts: Index = np.zeros(0, dtype=np.int64)
 
     @property
@@ -131,19 +175,33 @@ class SparseMap:
             counts[seen[seen >= 0]] += 1
         return counts
 
-    def retire(self, count: int) -> None:
-        """Count the observations of the first `count` keyframes once and for all: they no longer change.
+    def retire(self, keyframes: Iterable[Keyframe]) -> None:
+        """Count the observations of these keyframes once and for all: until they are revived they do not change.
 
-        What is asked of every landmark at every keyframe then costs the same however long the run is. A smaller
-        `count` than before starts counting anew.
+        What is asked of every landmark at every keyframe then costs the same however long the run is.
         """
-        if count < self._retired:
-            self._retired, self._retired_counts = 0, np.zeros(0, dtype=np.int64)
         self._retired_counts = self._padded_counts()
-        for keyframe in self.keyframes[self._retired : count]:
-            seen = keyframe.table.landmark
-            self._retired_counts[seen[seen >= 0]] += 1
-        self._retired = count
+        for keyframe in keyframes:
+            if keyframe.keyframe_id not in self._retired:
+                self._retired.add(keyframe.keyframe_id)
+                seen = keyframe.table.landmark
+                self._retired_counts[seen[seen >= 0]] += 1
+
+    def revive(self, keyframes: Iterable[Keyframe]) -> None:
+        """Let the observations of retired keyframes change again."""
+        self._retired_counts = self._padded_counts()
+        for keyframe in keyframes:
+            if keyframe.keyframe_id in self._retired:
+                self._retired.remove(keyframe.keyframe_id)
+                seen = keyframe.table.landmark
+                self._retired_counts[seen[seen >= 0]] -= 1
+
+    def is_retired(self, keyframe: Keyframe) -> bool:
+        """Whether the observations of a keyframe are counted once and for all."""
+        return keyframe.keyframe_id in self._retired
+
+    def _active(self) -> list[Keyframe]:
+        return [keyframe for keyframe in self.keyframes if keyframe.keyframe_id not in self._retired]
 
     def _padded_counts(self) -> Index:
         missing = self.landmarks.capacity - len(self._retired_counts)
@@ -151,7 +209,7 @@ class SparseMap:
 
     def support(self) -> Index:
         """How many keyframes of the whole map see each landmark row (capacity,)."""
-        return self._padded_counts() + self.observation_counts(self.keyframes[self._retired :])
+        return self._padded_counts() + self.observation_counts(self._active())
 
     def covisible(self, landmarks: Index, candidates: Sequence[Keyframe]) -> list[Keyframe]:
         """Candidates that see any of the landmarks, most shared first, newer first among equals."""
@@ -172,12 +230,11 @@ class SparseMap:
         for _ in range(8):  # chains a -> b -> c
             target = np.where(target >= 0, target[target], -1)
         gone = np.unique(removed[target[removed] != removed])
-        retired = self._retired_counts = self._padded_counts()
-        first = 0 if retired[gone].any() else self._retired
-        for keyframe in self.keyframes[first:]:
+        everywhere = bool(self._padded_counts()[gone].any())
+        for keyframe in self.keyframes if everywhere else self._active():
             _relabel(keyframe, target)
-        np.add.at(retired, target[gone], retired[gone])
-        retired[gone] = 0
+        if everywhere:
+            self._retired_counts = self.observation_counts(filter(self.is_retired, self.keyframes))
         self.landmarks.remove(gone)
 
     def cull(self, keyframes: Sequence[Keyframe], max_error_px: float) -> None:
@@ -196,7 +253,7 @@ class SparseMap:
             return
         unsupported = np.zeros(self.landmarks.capacity + 1, dtype=bool)
         unsupported[weak] = True
-        for keyframe in self.keyframes[self._retired :]:
+        for keyframe in self._active():
             seen = keyframe.table.landmark
             seen[unsupported[seen] & (seen >= 0)] = -1
         self.landmarks.remove(weak)

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.sfm.resection import resect
-from dark3r_ros.types import Correspondences
+from dark3r_ros.types import Correspondences, MappingState
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -44,6 +45,24 @@ class TrackResult:
     flow: float
     reason: str = ''
 
+    def refined(self, covariance: Array) -> TrackResult:
+        """The same result, its pose known better."""
+        return replace(self, covariance=covariance)
+
+
+def started_track(camera_from_world: Array, inliers: int, matches: int) -> TrackResult:
+    """Result of a view that starts a map: its pose is certain by definition."""
+    return TrackResult(camera_from_world, np.zeros((6, 6)), np.zeros(0, np.int64), inliers, matches, 0.0, 0.0)
+
+
+def quality(result: TrackResult, snr_db: float, config: MappingConfig) -> tuple[MappingState, str]:
+    """State of a mapping whose newest frame has a pose, and what to do about it."""
+    if math.isfinite(snr_db) and snr_db < config.degraded_snr:
+        return MappingState.DEGRADED, f'signal-to-noise ratio {snr_db:.1f} dB: lengthen the exposure or slow down'
+    if result.inliers < config.degraded_inliers:
+        return MappingState.DEGRADED, f'only {result.inliers} correspondences hold the pose: slow down or add light'
+    return MappingState.TRACKING, 'tracking'
+
 
 def failed_track(matches: int, reason: str) -> TrackResult:
     """Result of a view without a pose."""
@@ -51,7 +70,7 @@ def failed_track(matches: int, reason: str) -> TrackResult:
 
 
 @dataclass(frozen=True, eq=False)
-class _Links:
+class Links:
     """Candidate links from the view's pixels to landmarks."""
 
     pixels: Array
@@ -60,7 +79,8 @@ class _Links:
     reference: Index
 
 
-def _links(references: Sequence[Keyframe], matches: Sequence[Correspondences]) -> _Links:
+def find_links(references: Sequence[Keyframe], matches: Sequence[Correspondences]) -> Links:
+    """Matches (reference, view) whose reference keypoint observes a landmark, each landmark once."""
     parts: list[tuple[Array, Index, Array, Index, Array]] = []
     for number, (keyframe, found) in enumerate(zip(references, matches, strict=True)):
         landmark = keyframe.table.landmarks_at(found.points_a, found.index_a)
@@ -81,7 +101,7 @@ def _links(references: Sequence[Keyframe], matches: Sequence[Correspondences]) -
     order = np.lexsort((-confidence, landmark))
     first = np.concatenate([[True], np.diff(landmark[order]) != 0]) if len(order) else np.zeros(0, bool)
     kept = np.sort(order[first])
-    return _Links(pixels[kept], landmark[kept], reference_pixels[kept], reference[kept])
+    return Links(pixels[kept], landmark[kept], reference_pixels[kept], reference[kept])
 
 
 def track(
@@ -98,11 +118,11 @@ def track(
     `guess` is a predicted camera_from_world. A pose needs `min_inliers`, but never fewer than configured. The first
     reference is the one whose overlap and flow are reported.
     """
+    pairs = [(keyframe.features, view.features) for keyframe in references if keyframe.features is not None]
     usable = [keyframe for keyframe in references if keyframe.features is not None]
     if not usable:
         return failed_track(0, 'no keyframe left to compare with')
-    pairs = [(keyframe.features, view.features) for keyframe in usable if keyframe.features is not None]
-    links = _links(usable, predictor.match(pairs))
+    links = find_links(usable, predictor.match(pairs))
     tried = len(links.landmark)
     if tried < config.min_matches:
         return failed_track(tried, f'{tried} matches with the map, {config.min_matches} needed')

@@ -15,13 +15,18 @@ from dark3r_ros.sfm.bundle import BundleProblem, BundleResult, adjust
 Array = NDArray[np.float64]
 
 
-def refine_window(sparse_map: SparseMap, config: MappingConfig) -> tuple[list[Keyframe], Array]:
+def refine_window(
+    sparse_map: SparseMap, config: MappingConfig, places: Sequence[Keyframe] = ()
+) -> tuple[list[Keyframe], Array]:
     """Adjust the newest keyframes against the fixed older ones that share most landmarks with them.
 
-    Returns the keyframes that may have moved and the covariance (6, 6) of the newest one's left twist.
+    `places` are keyframes further back that may be among these. Returns the keyframes that may have moved and the
+    covariance (6, 6) of the newest one's left twist.
     """
     window = sparse_map.keyframes[-config.window :]
-    older = sparse_map.keyframes[: -config.window][-4 * config.window_fixed :]
+    recent = sparse_map.keyframes[: -config.window][-4 * config.window_fixed :]
+    known = {keyframe.keyframe_id for keyframe in [*recent, *window]}
+    older = [*(keyframe for keyframe in places if keyframe.keyframe_id not in known), *recent]
     landmarks = np.unique(np.concatenate([keyframe.table.landmark for keyframe in window]))
     fixed = sparse_map.covisible(landmarks[landmarks >= 0], older)[: config.window_fixed]
     # Scale is only held by two fixed poses; the first of the window takes the part of a missing one.

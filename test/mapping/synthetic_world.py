@@ -36,6 +36,10 @@ class World:
         self.points = np.column_stack([radius * np.cos(angle), radius * np.sin(angle), along])
         self.step = step
 
+    def looks(self, ids):
+        """Which points look the same: here none."""
+        return ids
+
     def pose(self, index):
         """world_from_camera of frame `index`."""
         z = index * self.step

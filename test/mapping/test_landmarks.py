@@ -88,7 +88,7 @@ def test_landmarks_of_a_single_keyframe_are_removed():
 
 def test_retired_keyframes_are_counted_once_and_merged_all_the_same():
     sparse_map = make_map([[0, 1], [1, 2], [2, 3], [4, 3]])
-    sparse_map.retire(2)
+    sparse_map.retire(sparse_map.keyframes[:2])
     assert sparse_map.support().tolist() == [1, 2, 2, 2, 1]
     sparse_map.merge(np.array([3]), np.array([4]))
     assert sparse_map.keyframes[3].table.landmark.tolist() == [-1, 3]
@@ -98,7 +98,7 @@ def test_retired_keyframes_are_counted_once_and_merged_all_the_same():
     assert sparse_map.keyframes[1].table.landmark.tolist() == [0, 2]
     sparse_map.remove_unsupported()
     assert sparse_map.landmarks.alive.tolist() == [True, False, True, True, False]
-    sparse_map.retire(0)
+    sparse_map.revive(sparse_map.keyframes)
     assert sparse_map.support().tolist() == [2, 0, 2, 2, 0]
 
 
@@ -134,7 +134,7 @@ def test_logged_poses_follow_their_keyframe():
     assert records[0].world_from_camera is None
     assert records[0].reason == 'not reached'
     assert log.posed == 1
-    log.discard_poses('given up')
+    log.discard_poses('given up', sparse_map.keyframes)
     assert log.posed == 0
     assert log.records(sparse_map.keyframes)[1].reason == 'given up'
 

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closing a loop: the error is spread over the keyframes, and what was seen twice becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dark3r_ros.mapping.atlas import Atlas
+from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.evidence import Evidence
+from dark3r_ros.mapping.keyframing import link
+from dark3r_ros.mapping.posegraph import Edge, edge_errors, optimise
+from dark3r_ros.mapping.similarity import Similarity
+from dark3r_ros.mapping.sparse_map import Keyframe
+from dark3r_ros.mapping.submap import Submap
+from dark3r_ros.mapping.window import refine_window
+from dark3r_ros.model.predictor import Predictor
+
+# Deviations of a step between neighbours: rotation (rad), shares of its length and of the depth, scale.
+_STEP = (0.003, 0.01, 0.001, 0.01)
+# Of a loop: rotation, share of the depth, scale.
+_LOOP = (0.01, 0.05, 0.05)
+_STRAIN = 4.0  # sigmas that a loop may be off once the error is spread
+
+
+def close_loop(
+    submap: Submap, evidence: Sequence[Evidence], predictor: Predictor, config: MappingConfig
+) -> list[float] | None:
+    """Close a loop; returns the growth of every keyframe's surroundings, None where the graph speaks against it."""
+    scales = spread_error(submap, evidence)
+    if scales is not None:
+        refine_window(submap.map, config, fuse(submap, evidence, predictor, config))
+    return scales
+
+
+def join_submaps(
+    atlas: Atlas, evidence: Sequence[Evidence], new: Submap, predictor: Predictor, config: MappingConfig
+) -> tuple[Submap, list[Keyframe], float]:
+    """Join the submap of some keyframes with that of the places they recognised.
+
+    Returns the joined submap, the keyframes that moved into it and the growth of their surroundings.
+    """
+    # The one that the others agree with best speaks for all.
+    apart = [sum(one.disagreement(other) for other in evidence) for one in evidence]
+    joined, moved, growth = atlas.join(evidence[int(np.argmin(apart))], new)
+    refine_window(joined.map, config, fuse(joined, evidence, predictor, config))
+    return joined, moved, growth
+
+
+def spread_error(submap: Submap, evidence: Sequence[Evidence]) -> list[float] | None:
+    """Move a submap so that its loop closes; returns the growth of every keyframe's surroundings.
+
+    None, and nothing has moved, where the loop contradicts the graph.
+    """
+    keyframes = submap.map.keyframes
+    nodes = [_node(keyframe) for keyframe in keyframes]
+    number = {keyframe.keyframe_id: place for place, keyframe in enumerate(keyframes)}
+    steps = [(number[parent], own) for own, keyframe in enumerate(keyframes) for parent in keyframe.parents
+             if parent in number]  # fmt: skip
+    steps += [(number[first], number[second]) for first, second in submap.ties]
+    edges = [_step(nodes, first, second, submap.depth(keyframes[first])) for first, second in steps]
+    loops = [_loop(item, number, submap) for item in evidence]
+    moved = optimise(nodes, [*edges, *loops])
+    if edge_errors(moved, loops).max() > _STRAIN:
+        return None
+    submap.move(moved)
+    submap.ties += [(item.place.keyframe_id, item.query.keyframe_id) for item in evidence]
+    return [node.scale for node in moved]
+
+
+def fuse(submap: Submap, evidence: Sequence[Evidence], predictor: Predictor, config: MappingConfig) -> list[Keyframe]:
+    """Let keyframes and the places that they recognised share landmarks; returns the keyframes of the places."""
+    partners: dict[int, Keyframe] = {}
+    for item in evidence:
+        link(submap.map, item.query, item.partners, predictor, config)
+        partners.update({keyframe.keyframe_id: keyframe for keyframe in item.partners})
+    return list(partners.values())
+
+
+def _node(keyframe: Keyframe) -> Similarity:
+    world_from_camera = keyframe.world_from_camera
+    return Similarity(1.0, world_from_camera[:3, :3], world_from_camera[:3, 3])
+
+
+def _step(nodes: Sequence[Similarity], first: int, second: int, depth: float) -> Edge:
+    relative = nodes[first].inverse().after(nodes[second])
+    length = float(np.linalg.norm(relative.translation))
+    turn, share, floor, scale = _STEP
+    return Edge(first, second, relative, (turn, share * length + floor * depth, scale))
+
+
+def _loop(item: Evidence, number: dict[int, int], submap: Submap) -> Edge:
+    """Where the query lies in the place, as the evidence has it."""
+    place = _node(item.place)
+    query = item.old_from_new.after(_node(item.query))
+    turn, share, scale = _LOOP
+    sigma = (turn, share * submap.depth(item.place), scale)
+    return Edge(
+        number[item.place.keyframe_id], number[item.query.keyframe_id], place.inverse().after(query), sigma, True
+    )
