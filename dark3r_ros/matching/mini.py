@@ -204,7 +204,7 @@ class MiniPredictor:
         columns = b.shape[1] * FINE // COARSE
         similarity = side_a.described @ side_b.cells.T
         cell = similarity.argmax(1)
-        coarse_back = (side_b.cells[cell] @ side_a.described.T).argmax(1)
+        coarse_back = similarity.argmax(0)[cell]
         distance = (_xy(a.keypoints[coarse_back], a) - _xy(a.keypoints, a)).abs().amax(1) * FINE
         # What can no longer reach the least confidence is left out before the costly parts.
         trusted = a.reliability.float() * side_a.seen
