@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,19 @@ from dark3r_ros.storage.trajectory import write_tum
 from dark3r_ros.types import Trajectory
 
 
+class Photographs(Protocol):
+    """Raw frames of a scene, in order or one by one."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __iter__(self) -> Iterator[SimulatedFrame]:
+        """All, in order."""
+
+    def photograph(self, index: int) -> SimulatedFrame:
+        """One of them, the same as in the order."""
+
+
 class Scene(Protocol):
     """Something that can be photographed at any SNR, again and again with the same result."""
 
@@ -30,7 +43,7 @@ class Scene(Protocol):
     def description(self) -> dict[str, Any]:
         """What tells two scenes of the same name apart, as JSON."""
 
-    def photograph(self, snr_db: float | None, seed: int, preset: str) -> Iterable[SimulatedFrame]:
+    def photograph(self, snr_db: float | None, seed: int, preset: str) -> Photographs:
         """Raw frames in order, noisy to `snr_db`, or clean for None."""
 
     def truth(self, folder: Path, seed: int) -> Path:
@@ -53,7 +66,7 @@ class SequenceScene:
         """The name alone: where the folder lies does not matter."""
         return {'sequence': self.name}
 
-    def photograph(self, snr_db: float | None, seed: int, preset: str) -> Iterable[SimulatedFrame]:
+    def photograph(self, snr_db: float | None, seed: int, preset: str) -> Photographs:
         """Frames as `dark3r darken` makes them."""
         return Darkening(self.folder, snr_db or 0.0, seed=seed, preset=preset, clean=snr_db is None)
 
@@ -78,7 +91,7 @@ class SimulatedScene:
         """The whole configuration."""
         return {'simulation': to_mapping(self.config)}
 
-    def photograph(self, snr_db: float | None, seed: int, preset: str) -> Iterable[SimulatedFrame]:
+    def photograph(self, snr_db: float | None, seed: int, preset: str) -> Photographs:
         """Frames as `dark3r simulate` makes them."""
         changes: dict[str, Any] = {'clean': True} if snr_db is None else {'snr_db': snr_db}
         return simulate(replace(self.config, seed=seed, preset=preset, **changes))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from dark3r_ros.evaluation.bench.layout import Choice, level_name, markdown_tabl
 from dark3r_ros.evaluation.depth_metrics import score_depth
 from dark3r_ros.evaluation.evaluate import evaluate_result
 from dark3r_ros.evaluation.external import ExternalMethod
-from dark3r_ros.evaluation.scenes import SIMULATED, SimulatedScene, open_scene
+from dark3r_ros.evaluation.matches import score_matches
+from dark3r_ros.evaluation.scenes import SIMULATED, Scene, SimulatedScene, open_scene
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.registry import make_predictor
@@ -52,22 +53,27 @@ def ladder_text(figures: Mapping[str, Any]) -> str:
     return posed if ate is None else f'{posed}, {100 * ate:.2f} %'
 
 
-def ladder_markdown(cells: Sequence[Measured]) -> str:
-    """A row a scene and level, a column a method."""
-    methods = list(dict.fromkeys(cell.settings['method'] for cell in cells))
-    rungs = list(dict.fromkeys((cell.figures.get('sequence') or cell.label, cell.settings['snr_db']) for cell in cells))
-    found = {
-        (cell.figures.get('sequence') or cell.label, cell.settings['snr_db'], cell.settings['method']): cell
-        for cell in cells
-    }
-    rows = []
-    for scene, snr in rungs:
-        texts = []
-        for method in methods:
-            cell = found.get((scene, snr, method))
-            texts.append('' if cell is None else ladder_text(cell.figures) if not cell.failure else 'failed')
-        rows.append([scene, level_name(snr), *texts])
-    return markdown_table(['scene', 'SNR', *methods], rows)
+def pivot(text: Callable[[Mapping[str, Any]], str]) -> Callable[[Sequence[Measured]], str]:
+    """Layout with a row a scene and level and a column a method; `text` writes the figures of a cell."""
+
+    def markdown(cells: Sequence[Measured]) -> str:
+        methods = list(dict.fromkeys(cell.settings['method'] for cell in cells))
+        rungs: dict[tuple[str, float | None], dict[str, str]] = {}
+        for cell in cells:
+            rung = rungs.setdefault((_scene_name(cell), cell.settings['snr_db']), {})
+            rung[cell.settings['method']] = 'failed' if cell.failure else text(cell.figures)
+        rows = [
+            [scene, level_name(snr), *(rung.get(method, '') for method in methods)]
+            for (scene, snr), rung in rungs.items()
+        ]
+        return markdown_table(['scene', 'SNR', *methods], rows)
+
+    return markdown
+
+
+def _scene_name(cell: Measured) -> str:
+    scene = cell.settings['scene']
+    return str(scene.get('sequence') or scene['simulation']['scene'])
 
 
 # ------------------------------------------------------------------ the dark ladder
@@ -118,6 +124,41 @@ def _stages(result: Path) -> dict[str, float]:
     except (OSError, json.JSONDecodeError):
         return {}
     return {name: round(seconds, 2) for name, seconds in stages.items() if seconds > 0.005}
+
+
+# ------------------------------------------------------------------ matches
+
+MATCHERS = {'student': 'mini', 'teacher': 'mini-teacher', 'SIFT': 'classical'}
+
+
+def match_cells(choice: Choice) -> Iterator[Cell]:
+    """Ten pairs of every scene at every level by every matcher."""
+    for name in choice.scenes:
+        scene = open_scene(name)
+        for snr in choice.levels:
+            for label, predictor in MATCHERS.items():
+                settings = {
+                    'method': label,
+                    'scene': scene.description,
+                    'snr_db': snr,
+                    'seed': choice.seed,
+                    'preset': choice.preset,
+                    'fingerprint': fingerprint('map', predictor),
+                }
+
+                def work(folder: Path, *, row: tuple[Scene, float | None, str] = (scene, snr, predictor)) -> Any:
+                    scene, snr, predictor = row
+                    scores = score_matches(
+                        scene, snr, make_predictor(predictor), seed=choice.seed, preset=choice.preset
+                    )
+                    return {'sequence': scene.name, **asdict(scores)}
+
+                yield Cell('matches', f'{scene.name} {level_name(snr)} {label}', settings, work)
+
+
+def match_text(figures: Mapping[str, Any]) -> str:
+    """Right matches a pair and their share of all."""
+    return f'{figures["right"]:.0f} ({figures["share"]:.0%})'
 
 
 # ------------------------------------------------------------------ online

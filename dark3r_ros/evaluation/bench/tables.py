@@ -5,7 +5,15 @@ from __future__ import annotations
 
 from dark3r_ros.evaluation.bench.layout import Table, plain
 from dark3r_ros.evaluation.bench.parts import field_cells, field_markdown, rate_cells, speed_cells
-from dark3r_ros.evaluation.bench.poses import depth_cells, ladder_cells, ladder_markdown, online_cells
+from dark3r_ros.evaluation.bench.poses import (
+    depth_cells,
+    ladder_cells,
+    ladder_text,
+    match_cells,
+    match_text,
+    online_cells,
+    pivot,
+)
 
 TABLES: dict[str, Table] = {
     table.name: table
@@ -15,7 +23,14 @@ TABLES: dict[str, Table] = {
             'The dark ladder: frames posed, ATE after Sim(3) over the largest distance between two true cameras',
             'student, sfm: every frame; at -4 dB 0.5 % or less, at -8 dB 1 %, at -12 dB 4 %; clean 1.5 times COLMAP',
             ladder_cells,
-            ladder_markdown,
+            pivot(ladder_text),
+        ),
+        Table(
+            'matches',
+            'Matches a pair that lie within a pixel of the true epipolar line, and their share of all',
+            'more of them in the dark than the teacher, and than SIFT',
+            match_cells,
+            pivot(match_text),
         ),
         Table(
             'online',
