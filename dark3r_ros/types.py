@@ -198,6 +198,7 @@ class MappingState(IntEnum):
     DEGRADED = 3
     LOST = 4
     RELOCALISING = 5
+    ERROR = 6
 
 
 @dataclass(frozen=True, eq=False)

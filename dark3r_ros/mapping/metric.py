@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +136,12 @@ class OdometryTrack:
             self._poses.popleft()
             self._chains.popleft()
 
+    def nearest(self, stamp_ns: int) -> Array | None:
+        """Pose (4, 4) of the sample nearest in time; None without any."""
+        if not self._stamps:
+            return None
+        return self._poses[min(range(len(self._stamps)), key=lambda index: abs(self._stamps[index] - stamp_ns))]
+
     def at(self, stamp_ns: int) -> tuple[Array, int] | None:
         """Pose (4, 4) at a time and the number of the unbroken piece it lies in; None where it is not known."""
         if not self._stamps or not self._stamps[0] <= stamp_ns <= self._stamps[-1]:
@@ -154,6 +161,7 @@ class OdometryTrack:
 class _Knot:
     """A time at which both poses of the camera are known; `chain` numbers pieces without a break in either."""
 
+    stamp_ns: int
     world_from_camera: Array
     odom_from_camera: Array
     travelled: float
@@ -217,12 +225,28 @@ class MetricScale:
         self._waiting.append((stamp_ns, world_from_camera, self._visual_chain))
         self._advance()
 
+    def refine(self, newest: Callable[[int], Array | None]) -> None:
+        """Replace visual poses by newer estimates, looked up by their stamp; None keeps a pose."""
+        for number, knot in enumerate(self._knots):
+            pose = newest(knot.stamp_ns)
+            if pose is not None:
+                self._knots[number] = replace(knot, world_from_camera=pose)
+        self._estimate = None
+
     @property
     def estimate(self) -> ScaleEstimate:
         """What all poses so far say."""
         if self._estimate is None:
             self._estimate = self._evaluate()
         return self._estimate
+
+    def motion(self, first_ns: int, second_ns: int) -> float:
+        """Metres, plus radians, that the odometry moved between two times; NaN without odometry."""
+        first, second = self._track.nearest(first_ns), self._track.nearest(second_ns)
+        if first is None or second is None:
+            return math.nan
+        moved = se3.inverse(first) @ second
+        return float(np.linalg.norm(moved[:3, 3])) + se3.rotation_angle(moved)
 
     def _advance(self) -> None:
         newest = self._track.newest_ns
@@ -232,9 +256,10 @@ class MetricScale:
             found = self._track.at(stamp_ns)
             if found is not None:
                 odom_from_body, odometry_chain = found
-                self._take(world_from_camera, odom_from_body @ self.body_from_camera, (visual_chain, odometry_chain))
+                odom_from_camera = odom_from_body @ self.body_from_camera
+                self._take(stamp_ns, world_from_camera, odom_from_camera, (visual_chain, odometry_chain))
 
-    def _take(self, world_from_camera: Array, odom_from_camera: Array, chain: tuple[int, int]) -> None:
+    def _take(self, stamp_ns: int, world_from_camera: Array, odom_from_camera: Array, chain: tuple[int, int]) -> None:
         travelled = 0.0
         if self._knots:
             last = self._knots[-1]
@@ -244,7 +269,7 @@ class MetricScale:
                 if step < self._config.min_distance:
                     return
                 travelled += step
-        self._knots.append(_Knot(world_from_camera, odom_from_camera, travelled, chain))
+        self._knots.append(_Knot(stamp_ns, world_from_camera, odom_from_camera, travelled, chain))
         self._estimate = None
 
     # ------------------------------------------------------------------ estimate

@@ -9,6 +9,7 @@ from typing import Any
 
 from dark3r_ros.errors import CalibrationError, Dark3rError
 from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.mapping.advice import AdviceConfig, Observer
 from dark3r_ros.nodes.worker import Job
 from dark3r_ros.raw.camera_info import camera_from_info, roi_offset
 from dark3r_ros.raw.checks import check_frame
@@ -36,6 +37,11 @@ class CameraCache:
 
     def __len__(self) -> int:
         return len(self._cameras)
+
+    @property
+    def cameras(self) -> list[Camera]:
+        """All calibrations at the sizes of their images, in order of arrival."""
+        return [calibration.camera for calibration in list(self._cameras.values())]
 
     def update(self, info: Any) -> str:
         """Take a camera_info message; return a sentence when it changed a known camera or cannot be used."""
@@ -96,7 +102,14 @@ class CameraCache:
 class FrameReader:
     """Decode image messages in the worker thread, with their calibration, and give start-up advice once."""
 
-    def __init__(self, options: DecodeOptions, noise: NoiseModel | None, cameras: CameraCache) -> None:
+    def __init__(
+        self,
+        options: DecodeOptions,
+        noise: NoiseModel | None,
+        cameras: CameraCache,
+        advice: AdviceConfig | None = None,
+    ) -> None:
+        self.observer = Observer(advice or AdviceConfig(), noise)
         self._decoder = FrameDecoder(options)
         self._noise = noise
         self._cameras = cameras
@@ -109,6 +122,7 @@ class FrameReader:
         frame = self._decoder.decode(
             message, job.stamp_ns, calibration.camera, roi_offset=calibration.roi_offset, frame_id=job.frame_id
         )
+        self.observer.look(frame)
         notes = list(self._decoder.warnings)
         if not self._checked:
             self._checked = True

@@ -145,16 +145,15 @@ def path_message(poses: Sequence[PoseStamped], stamp_ns: int, map_frame: str) ->
     return Path(header=header(stamp_ns, map_frame), poses=list(poses))
 
 
-def cloud_message(cloud: PointCloud, map_from_world: Float64Array, stamp_ns: int, map_frame: str) -> PointCloud2:
+def cloud_message(cloud: PointCloud, stamp_ns: int, frame_id: str) -> PointCloud2:
     """PointCloud2 in the layout of PCL's PointXYZRGB (32 bytes a point), with `confidence` at byte 20."""
     points = np.zeros(len(cloud), dtype=_POINT)
-    moved = se3.transform_points(map_from_world, cloud.points)
-    points['x'], points['y'], points['z'] = moved[:, 0], moved[:, 1], moved[:, 2]
+    points['x'], points['y'], points['z'] = cloud.points.T
     red, green, blue = (cloud.colors[:, channel].astype(np.uint32) for channel in range(3))
     points['rgb'] = red << 16 | green << 8 | blue
     points['confidence'] = cloud.confidence
     return PointCloud2(
-        header=header(stamp_ns, map_frame),
+        header=header(stamp_ns, frame_id),
         height=1,
         width=len(cloud),
         fields=[PointField(name=name, offset=offset, datatype=PointField.FLOAT32, count=1) for name, offset in _FIELDS],
@@ -162,7 +161,7 @@ def cloud_message(cloud: PointCloud, map_from_world: Float64Array, stamp_ns: int
         point_step=_POINT.itemsize,
         row_step=_POINT.itemsize * len(cloud),
         data=byte_array(points),
-        is_dense=bool(np.isfinite(moved).all()),
+        is_dense=bool(np.isfinite(cloud.points).all()),
     )
 
 

@@ -17,6 +17,7 @@ _LEVELS = {
     MappingState.DEGRADED: DiagnosticStatus.WARN,
     MappingState.LOST: DiagnosticStatus.ERROR,
     MappingState.RELOCALISING: DiagnosticStatus.ERROR,
+    MappingState.ERROR: DiagnosticStatus.ERROR,
 }
 
 
@@ -35,6 +36,8 @@ def diagnostics(name: str, hardware_id: str, status: Any, now_ns: int, stale: st
     level, message = _LEVELS[state], f'{state_name(state)}: {status.message}'
     if dropped_now and level == DiagnosticStatus.OK:
         level, message = DiagnosticStatus.WARN, f'{message}; frames are dropped: the mapping is slower than the camera'
+    if status.advice:
+        level, message = max(level, DiagnosticStatus.WARN), '; '.join([message, *status.advice])
     if stale:
         level, message = DiagnosticStatus.STALE, stale
     values = {
@@ -52,6 +55,13 @@ def diagnostics(name: str, hardware_id: str, status: Any, now_ns: int, stale: st
         'landmarks': str(status.landmarks),
         'memory [MiB]': f'{status.memory_mib:.0f}',
         'map [MiB]': f'{status.map_mib:.1f}',
+        'frames failed': str(status.frames_failed),
+        'scale': status.scale_text,
+        'scale drift [% per 100 m]': f'{1e4 * status.scale_drift:.1f}',
+        'advice': '; '.join(status.advice) or 'none',
+        'submap': f'{status.submap} of {status.submaps}',
+        'loops': f'{status.loops_accepted} closed of {status.loops_verified} verified, {status.loops_proposed} '
+        f'proposed, {status.loops_refused} refused',
     }
     item = DiagnosticStatus(
         level=level,

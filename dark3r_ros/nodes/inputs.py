@@ -144,6 +144,7 @@ class Inputs:
         # Only whoever publishes the transform owns it; the message adds samples between its samples.
         if self._buffer.parent(base) == odom and (message.header.frame_id, message.child_frame_id) == (odom, base):
             self._buffer.insert(odom, base, convert.stamp_to_ns(message.header.stamp), pose)
+        self._node.scale.take_odometry(message, pose)
 
     # ------------------------------------------------------------------ time
 

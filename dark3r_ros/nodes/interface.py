@@ -43,7 +43,7 @@ ODOM = Topic(
     'odom',
     'nav_msgs/msg/Odometry',
     'sensor',
-    'Optional odometry of the base; fills in odom -> base between transforms. NaN is refused.',
+    'Optional odometry: gives the metric scale, and fills in odom -> base between transforms. NaN is refused.',
 )
 TF_IN = Topic('/tf', 'tf2_msgs/msg/TFMessage', 'reliable', 'odom -> base, where somebody owns it.')
 TF_STATIC_IN = Topic('/tf_static', 'tf2_msgs/msg/TFMessage', 'latched', 'base -> camera (optical axes).')
@@ -74,7 +74,7 @@ KEYFRAMES = Topic(
     'Keyframes that are new or moved: pose of the optical frame in the map.',
 )
 STATUS = Topic(
-    '~/status', 'dark3r_ros/msg/MappingStatus', 'reliable', 'State, SNR, inliers, latency, drops, memory; per frame.'
+    '~/status', 'dark3r_ros/msg/MappingStatus', 'reliable', 'State, SNR, scale, advice, latency, drops, loops, memory.'
 )
 EXTRINSICS = Topic(
     '~/extrinsics',
@@ -90,8 +90,14 @@ OUTPUTS = (TF, ODOMETRY, PATH, CLOUD, MAP, KEYFRAMES, STATUS, EXTRINSICS, DIAGNO
 
 RESET = Service('~/reset', 'std_srvs/srv/Trigger', 'Forget the map and start anew; also accepts stamps that went back.')
 PAUSE = Service('~/pause', 'std_srvs/srv/SetBool', 'true: ignore images until false; the map stays.')
-SAVE_MAP = Service('~/save_map', 'dark3r_ros/srv/SaveMap', 'Write the reconstruction folder, all or nothing.')
-LOAD_MAP = Service('~/load_map', 'dark3r_ros/srv/LoadMap', 'Not available yet: answers success=false with the reason.')
+SAVE_MAP = Service(
+    '~/save_map', 'dark3r_ros/srv/SaveMap', 'Write the reconstruction folder with what ~/load_map needs.'
+)
+LOAD_MAP = Service(
+    '~/load_map',
+    'dark3r_ros/srv/LoadMap',
+    'Go on in a saved map; refused in one sentence when camera or weights differ.',
+)
 
 SERVICES = (RESET, PAUSE, SAVE_MAP, LOAD_MAP)
 

@@ -16,52 +16,29 @@ from typing import Any
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from dark3r_ros.errors import ConfigError, Dark3rError
-from dark3r_ros.mapping.config import MappingConfig
-from dark3r_ros.mapping.events import FrameUnposed, StateChanged
-from dark3r_ros.mapping.pipeline import MappingPipeline
-from dark3r_ros.matching.classical import ClassicalConfig
-from dark3r_ros.matching.learned import LearnedConfig
-from dark3r_ros.matching.mini import MiniMatchConfig
-from dark3r_ros.matching.registry import make_predictor
-from dark3r_ros.nodes import interface, parameters, runtime
+from dark3r_ros.mapping.advice import AdviceConfig, Advisor
+from dark3r_ros.mapping.metric import MetricConfig
+from dark3r_ros.nodes import map_files, parameters, runtime
+from dark3r_ros.nodes.build import build_noise, build_pipeline
 from dark3r_ros.nodes.calibration import CameraCache, FrameReader
-from dark3r_ros.nodes.diagnostics import diagnostics, state_name
 from dark3r_ros.nodes.inputs import Inputs
+from dark3r_ros.nodes.map_frame import MapFrame
 from dark3r_ros.nodes.node_config import GROUPS, NodeConfig
 from dark3r_ros.nodes.outputs import Outputs
+from dark3r_ros.nodes.report import Reporter
+from dark3r_ros.nodes.results import Results
+from dark3r_ros.nodes.scale import ScaleKeeper
 from dark3r_ros.nodes.services import Services
-from dark3r_ros.nodes.statistics import Complaints, Once
+from dark3r_ros.nodes.statistics import Complaints
 from dark3r_ros.nodes.status import UNSTARTED, Health
 from dark3r_ros.nodes.transforms import TransformBuffer
-from dark3r_ros.nodes.worker import Pipeline, PipelineWorker, Result
+from dark3r_ros.nodes.worker import Pipeline, PipelineWorker
 from dark3r_ros.raw.decode import DecodeOptions
-from dark3r_ros.raw.noise import NoiseModel, load_yaml, preset
-from dark3r_ros.types import MappingState, PointCloud
 
+# How long a frame in work is waited for: when the node is deactivated, and when its map would be lost otherwise.
 STOP_SECONDS = 1.5
+SAVE_SECONDS = 60.0
 _TICK_SECONDS = 0.1
-_REPORT_SECONDS = 1.0
-
-
-def build_noise(config: NodeConfig) -> NoiseModel | None:
-    """Noise model named by the parameters, or None."""
-    if config.noise_preset:
-        return preset(config.noise_preset)
-    return load_yaml(config.noise_file) if config.noise_file else None
-
-
-def build_pipeline(node: MappingNode) -> Pipeline:
-    """Build the pipeline that the parameters of the node describe."""
-    noise = build_noise(node.config)
-    predictor = make_predictor(
-        node.config.predictor,
-        noise=noise,
-        classical=parameters.read(node, 'matcher', ClassicalConfig),
-        learned=parameters.read(node, 'learned', LearnedConfig),
-        mini=parameters.read(node, 'mini', MiniMatchConfig),
-        device=node.config.device,
-    )
-    return MappingPipeline(parameters.read(node, 'mapping', MappingConfig), predictor, noise)
 
 
 class MappingNode(LifecycleNode):
@@ -88,20 +65,28 @@ class MappingNode(LifecycleNode):
         self.config = parameters.read(self, '', NodeConfig)
         parameters.accept_changes(self, '', NodeConfig, self._reconfigure)
         self._make_pipeline = make_pipeline
-        self.warn = Complaints(self._log_warning).add
-        self._once = Once(self._log_warning)
+        self.warn = Complaints(self.log_warning).add
         self.buffer = TransformBuffer()
         self.health = Health()
         self.pipeline: Pipeline | None = None
         self.outputs: Outputs | None = None
-        self._cameras = CameraCache()
-        self._reader: FrameReader | None = None
+        self.frame = MapFrame()
+        self.cameras = CameraCache()
+        self.reader: FrameReader | None = None
         self._guard = self.create_guard_condition(self._drain)
-        self._diagnostics = self.create_publisher(interface.load(interface.DIAGNOSTICS.type), '/diagnostics', 10)
-        self._report_timer = self.create_timer(_REPORT_SECONDS, self._report, clock=runtime.STEADY)
-        self._map_requested = False
-        self._reported_drops = 0
+        self._prepare_results()
+        self._reporter = Reporter(self)
         self._services_held = Services(self)
+
+    def _prepare_results(self) -> None:
+        self.scale = ScaleKeeper(
+            self.config, parameters.read(self, 'metric', MetricConfig), self.buffer, self.frame, self._complain
+        )
+        self.results = Results(self, Advisor(parameters.read(self, 'advice', AdviceConfig)))
+
+    def _complain(self, text: str) -> None:
+        # Looked up at the time of the complaint: `warn` may be replaced.
+        self.warn(text)
 
     # ------------------------------------------------------------------ lifecycle
 
@@ -153,20 +138,44 @@ class MappingNode(LifecycleNode):
         self.config = parameters.read(self, '', NodeConfig)
         self.pipeline = self._make_pipeline(self)
         self.health = Health()
-        self.outputs = Outputs(self, self.config, self.buffer, self.warn)
+        self.outputs = Outputs(self, self.config, self.buffer, self.frame, self._complain)
+        self._prepare_results()
         options = parameters.read(self, 'decode', DecodeOptions)
-        self._cameras = CameraCache(options.sensor_binning)
-        self._reader = FrameReader(options, build_noise(self.config), self._cameras)
+        self.cameras = CameraCache(options.sensor_binning)
+        advice = parameters.read(self, 'advice', AdviceConfig)
+        self.reader = FrameReader(options, build_noise(self.config), self.cameras, advice)
+        if self.config.load_on_start:
+            try:
+                self._load(self.config.load_on_start)
+            except Exception:
+                self._cleanup()
+                raise
+
+    def _load(self, path: str) -> None:
+        assert self.pipeline is not None
+        folder = map_files.absolute(path)
+        notes, frame = map_files.load_map(self.pipeline, folder, self.cameras.cameras)
+        for note in notes:
+            self.warn(note)
+        self.loaded(frame)
+        self.get_logger().info(f'the map {folder} was loaded: looking for the camera in it')
 
     def _activate(self) -> None:
-        assert self.pipeline is not None and self._reader is not None
+        assert self.pipeline is not None and self.reader is not None
         self.worker = PipelineWorker(
-            self.pipeline, self._reader.read, self.config.queue_length, self._on_result, self._guard.trigger
+            self.pipeline,
+            self.reader.read,
+            self.config.queue_length,
+            self.results.take,
+            self._guard.trigger,
+            self.scale.distance,
         )
         self.worker.start()
-        self.inputs = Inputs(self, self.config, self._cameras, self.worker, self.buffer)
+        self.inputs = Inputs(self, self.config, self.cameras, self.worker, self.buffer)
         self._tick_timer = self.create_timer(_TICK_SECONDS, self._tick, clock=runtime.STEADY)
         self.get_logger().info(f'active: waiting for images on {self.inputs.image_topic}')
+        if self.frame.known:  # there is a map already
+            self.results.republish()
 
     def _deactivate(self) -> None:
         if self.inputs is not None:
@@ -176,141 +185,84 @@ class MappingNode(LifecycleNode):
             self.destroy_timer(self._tick_timer)
             self._tick_timer = None
         if self.worker is not None:
-            stopped = self.worker.stop(STOP_SECONDS)
-            self.health.dropped += self.worker.dropped
-            self.worker = None
-            if not stopped:
-                # The thread still uses the pipeline; nobody else may.
-                self.pipeline = None
-                raise ConfigError(f'the frame in work did not end within {STOP_SECONDS} s: the map is given up')
+            self._stop_worker(self.worker)
+
+    def _stop_worker(self, worker: PipelineWorker) -> None:
+        stopped = worker.stop(STOP_SECONDS)
+        if not stopped and self.config.save_on_shutdown:
+            self.get_logger().warning('waiting for the frame in work, so that the map can be saved')
+            stopped = worker.stop(SAVE_SECONDS)
+        self.health.dropped += worker.dropped
+        self.health.failed += worker.failed
+        self.worker = None
+        if not stopped:
+            # The thread still uses the pipeline; nobody else may.
+            self.pipeline = None
+            raise ConfigError(f'the frame in work did not end within {STOP_SECONDS} s: the map is given up')
 
     def _cleanup(self) -> None:
         self.pipeline = None
         if self.outputs is not None:
             self.outputs.destroy()
             self.outputs = None
+        self.reader = None
+        self.frame.reset()
         self.health = Health()
 
     def _save_on_shutdown(self) -> None:
         if self.config.save_on_shutdown and self.pipeline is not None and self.health.pipeline.frames:
-            message = self._services_held.write(
-                self.pipeline.reconstruction(), self.config.save_on_shutdown, overwrite=True
-            )
-            self.get_logger().info(message)
+            folder = map_files.absolute(self.config.save_on_shutdown)
+            snapshot = map_files.take_snapshot(self.pipeline, folder, overwrite=True)
+            self.get_logger().info(self._services_held.write(snapshot, folder, overwrite=True))
 
-    # ------------------------------------------------------------------ results
+    # ------------------------------------------------------------------ time
 
-    def _log_warning(self, text: str) -> None:
+    def log_warning(self, text: str) -> None:
+        """Log a warning."""
         self.get_logger().warning(text)
 
     def _drain(self) -> None:
         if self.worker is not None:
             self.worker.drain()
 
-    def _on_result(self, result: Result) -> None:
-        self.health.take(result)
-        for note in result.notes:
-            self._once.add(note)
-        if result.trace:
-            self.get_logger().error(f'{result.problem}\n{result.trace.rstrip()}')
-        elif result.problem:
-            self.warn(result.problem)
-        for event in result.events:
-            if isinstance(event, StateChanged):
-                text = f'{state_name(event.old)} -> {state_name(event.new)}: {event.message}'
-                if event.new in (MappingState.INITIALISING, MappingState.TRACKING):
-                    self.get_logger().info(text)
-                else:
-                    self.get_logger().warning(text)
-            elif isinstance(event, FrameUnposed) and result.status.state != MappingState.INITIALISING:
-                self.warn(f'no pose: {event.reason}')
-        if self.outputs is not None:
-            self.outputs.handle(result.events, time.monotonic())
-            self.publish_status()
-            if result.received is None and self.worker is not None:
-                self.worker.call(lambda pipeline: pipeline.reconstruction(), self._on_reconstruction)
-
-    def _on_reconstruction(self, value: Any, error: BaseException | None) -> None:
-        if error is not None:
-            self.warn(f'the refined map is not available: {error}')
-        elif self.outputs is not None:
-            self.outputs.take(value)
-            self.publish_status()
-
-    def _on_map(self, cloud: PointCloud | None, error: BaseException | None) -> None:
-        self._map_requested = False
-        if error is not None:
-            self.warn(f'~/map is not available: {error}')
-        elif self.outputs is not None and cloud is not None:
-            self.outputs.publish_map(cloud)
-
-    # ------------------------------------------------------------------ time
-
     def _tick(self) -> None:
         now = time.monotonic()
         assert self.worker is not None and self.outputs is not None and self.inputs is not None
+        if self.worker.revive():
+            self.warn('the thread of the mapping ended by itself: it was started again with the same map')
         self.worker.drain()
         self.inputs.release_held(now)
         if self.outputs.waiting:
             self.outputs.send_transforms(now)
         self.outputs.publish_changed_path(now)
-        wanted = self.config.publish_map and self.outputs.map_changed and not self._map_requested
-        if wanted and self.outputs.map_throttle.ready(now):
-            self._map_requested = True
-            self.worker.call(lambda pipeline: pipeline.reconstruction().cloud, self._on_map)
+        self.results.request_map(now)
         if self.inputs.idle(now):
             self.worker.flush()
-
-    def _report(self) -> None:
-        """Once a second: status, diagnostics, and why there are no images."""
-        silence: list[str] = []
-        if self.inputs is not None:
-            self.inputs.look_for_latched_calibration()
-            silence = self.inputs.explain_silence(time.monotonic(), self.health.problem)
-            self.health.note = self.inputs.note
-            if silence:
-                self.warn('; '.join(silence))
-                self.health.note = self.health.note or silence[0] + ': ' + silence[1]
-            self.publish_status()
-        dropped = self._dropped
-        message = diagnostics(
-            self.get_fully_qualified_name().lstrip('/'),
-            self.health.frame_id,
-            self._status(),
-            self.get_clock().now().nanoseconds,
-            '; '.join(silence),
-            dropped > self._reported_drops,
-        )
-        self._reported_drops = dropped
-        self._diagnostics.publish(message)
-
-    @property
-    def _dropped(self) -> int:
-        return self.health.dropped + (self.worker.dropped if self.worker is not None else 0)
-
-    def _status(self) -> Any:
-        inputs, worker = self.inputs, self.worker
-        return self.health.status(
-            dropped=self._dropped,
-            missing=inputs.stamps.missing if inputs is not None else 0,
-            queue_length=worker.pending if worker is not None else 0,
-        )
 
     def publish_status(self) -> None:
         """Publish ~/status now."""
         if self.outputs is not None:
-            self.outputs.publish_status(self._status())
+            self.outputs.publish_status(self._reporter.status())
 
     # ------------------------------------------------------------------ for services and parameters
 
     def forget(self) -> None:
         """Forget what outputs and inputs remember of a map that was reset."""
-        self.health.pipeline, self.health.problem = UNSTARTED, ''
+        self.health.pipeline, self.health.problem, self.health.failures = UNSTARTED, '', 0
         if self.outputs is not None:
             self.outputs.withdraw()
             self.outputs.reset()
+        self.scale.reset()
         if self.inputs is not None:
             self.inputs.stamps.reset()
+
+    def loaded(self, saved: map_files.SavedFrame | None) -> None:
+        """Go on with a map that has just replaced the present one."""
+        self.forget()
+        if saved is not None:
+            self.frame.map_from_world = saved.map_from_world
+            self.scale.restore(saved.scale)
+        self.results.republish()
 
     def _reconfigure(self, config: NodeConfig) -> None:
         self.config = config

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from dark3r_ros.config import Config, setting
 from dark3r_ros.errors import ConfigError
+from dark3r_ros.mapping.advice import AdviceConfig
 from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.metric import MetricConfig
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.learned import LearnedConfig
 from dark3r_ros.matching.mini import MiniMatchConfig
@@ -28,7 +30,10 @@ class NodeConfig(Config):
     )
     image_depth: int = setting(5, 'Images that the middleware keeps for this node.', minimum=1, maximum=1000)
     queue_length: int = setting(
-        3, 'Images that wait for the mapping; the oldest waiting one is dropped and counted.', minimum=1, maximum=10000
+        3,
+        'Images that wait for the mapping; beyond it the one that is needed least is dropped and counted.',
+        minimum=1,
+        maximum=10000,
     )
     calibration_wait: float = setting(
         1.0, 'Time that the first images wait for a camera_info.', unit='s', minimum=0.0, maximum=60.0
@@ -39,6 +44,9 @@ class NodeConfig(Config):
     device: str = setting('auto', 'Where a network runs.', choices=('auto', 'cpu', 'cuda'))
     noise_preset: str = setting('', 'Named noise model of the sensor; empty uses noise_file, or the frames alone.')
     noise_file: str = setting('', 'Noise model written by `dark3r calibrate-noise`; empty for none.')
+    use_odometry: bool = setting(
+        True, 'Find the metric scale from the topic odom, or from odom -> base on /tf where nobody publishes it.'
+    )
     publish_tf: bool = setting(True, 'Publish map -> odom, or map -> base if nobody owns odom -> base.', dynamic=True)
     publish_odometry: bool = setting(True, 'Publish ~/odometry.', dynamic=True)
     publish_path: bool = setting(True, 'Publish ~/path.', dynamic=True)
@@ -76,7 +84,13 @@ class NodeConfig(Config):
     tf_wait: float = setting(
         0.3, 'Time that a pose waits for odom -> base at its stamp.', unit='s', minimum=0.0, maximum=10.0
     )
-    save_on_shutdown: str = setting('', 'Folder that gets the reconstruction when the node shuts down; empty for none.')
+    error_after: int = setting(
+        10, 'Frames in a row that fail with an error of the program after which the state is error.', minimum=1
+    )
+    load_on_start: str = setting('', 'Saved map to go on in when the node is configured; empty starts a new map.')
+    save_on_shutdown: str = setting(
+        '', 'Folder that gets the map, as by ~/save_map, when the node shuts down; empty for none.'
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +106,8 @@ GROUPS: dict[str, type[Config]] = {
     '': NodeConfig,
     'decode': DecodeOptions,
     'mapping': MappingConfig,
+    'metric': MetricConfig,
+    'advice': AdviceConfig,
     'matcher': ClassicalConfig,
     'learned': LearnedConfig,
     'mini': MiniMatchConfig,

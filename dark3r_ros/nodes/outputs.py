@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything the mapping node publishes about poses and the map.
 
-The pipeline's world is the optical frame of its first camera. The map frame is put so that the base starts at its
-origin with its own axes: with E = base_from_camera, map_from_base(t) = E world_from_camera(t) E^-1. All outputs
-carry the stamp of the image they belong to.
+All outputs carry the stamp of the image they belong to. Submaps other than 0 are told in the status only: they lie
+anywhere until they are joined, and their frames and keyframes then come again, in the map.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 
@@ -28,6 +26,7 @@ from dark3r_ros.mapping.events import (
     MapDiscarded,
 )
 from dark3r_ros.nodes import convert, interface, qos
+from dark3r_ros.nodes.map_frame import MapFrame
 from dark3r_ros.nodes.node_config import NodeConfig
 from dark3r_ros.nodes.path import PathKeeper
 from dark3r_ros.nodes.transforms import TransformBuffer, TransformError
@@ -72,14 +71,23 @@ class Outputs:
     node: owner of the publishers.
     config: frames and toggles; may be replaced at run time.
     buffer: transforms of the robot.
+    frame: mounting and unit of all outputs; the mounting is looked up here at the first pose.
     say: logs a warning once per kind.
 
     """
 
     def __init__(
-        self, node: LifecycleNode, config: NodeConfig, buffer: TransformBuffer, say: Callable[[str], None]
+        self,
+        node: LifecycleNode,
+        config: NodeConfig,
+        buffer: TransformBuffer,
+        frame: MapFrame,
+        say: Callable[[str], None],
     ) -> None:
         self.config = config
+        # Whether map -> odom must wait, because it would mix metres with another unit.
+        self.scale_awaited = False
+        self._frame = frame
         self._node = node
         self._buffer = buffer
         self._say = say
@@ -94,7 +102,8 @@ class Outputs:
 
     def reset(self) -> None:
         """Forget the map, and look for the extrinsics again."""
-        self._base_from_camera: Float64Array | None = None
+        self._frame.reset()
+        self._keyframes: dict[int, KeyframeState] = {}
         self._map_from_odom_owner: bool | None = None
         self._waiting: deque[_Waiting] = deque()
         self._path.clear()
@@ -104,9 +113,7 @@ class Outputs:
     def withdraw(self) -> None:
         """Replace the latched path and map of a forgotten map by empty ones."""
         self._publish(interface.PATH, convert.path_message([], self.newest_ns, self.config.map_frame))
-        self._publish(
-            interface.MAP, convert.cloud_message(empty_cloud(), np.eye(4), self.newest_ns, self.config.map_frame)
-        )
+        self._publish(interface.MAP, convert.cloud_message(empty_cloud(), self.newest_ns, self.config.map_frame))
 
     def destroy(self) -> None:
         """Remove the publishers."""
@@ -125,6 +132,8 @@ class Outputs:
         """Publish what the events ask for, in order."""
         moved: dict[int, KeyframeState] = {}
         for event in events:
+            if isinstance(event, FramePosed | KeyframeAdded) and event.submap != 0:
+                continue
             if isinstance(event, FramePosed):
                 self._posed(event, now)
             elif isinstance(event, KeyframeAdded):
@@ -136,34 +145,32 @@ class Outputs:
                 if self.config.publish_cloud:
                     self._publish(interface.CLOUD, self._cloud(event.cloud, event.stamp_ns))
             elif isinstance(event, KeyframesMoved):
-                self._path.keyframes_moved(event.keyframes)
+                own = [keyframe for keyframe in event.keyframes if keyframe.submap == 0]
+                self._path.keyframes_moved(own)
                 self.map_changed = True
-                moved.update({keyframe.keyframe_id: keyframe for keyframe in event.keyframes})
+                moved.update({keyframe.keyframe_id: keyframe for keyframe in own})
             elif isinstance(event, MapDiscarded):
                 # Ids begin anew: what was said of the old map must not be mixed with the new one.
                 moved.clear()
+                self._keyframes.clear()
                 self._path.clear()
                 self._waiting.clear()
                 self.withdraw()
-        if moved and self.config.publish_keyframes:
-            self._publish_keyframes(sorted(moved.values(), key=lambda keyframe: keyframe.stamp_ns))
+        self._keyframes.update(moved)
+        self._publish_keyframes(moved.values())
         self.publish_changed_path(now)
 
     def _posed(self, event: FramePosed, now: float) -> None:
-        if self._base_from_camera is None:
+        if self._frame.base_from_camera is None:
             self._find_extrinsics(self.config.camera_frame or event.frame_id, event.stamp_ns)
-        assert self._base_from_camera is not None
         self._path.posed(event)
         # Poses found later than newer ones belong into the path; a filter or tf would take them for a jump back.
         if event.late:
             return
         self.newest_ns = max(self.newest_ns, event.stamp_ns)
-        camera_from_base = se3.inverse(self._base_from_camera)
-        map_from_base = self._base_from_camera @ event.world_from_camera @ camera_from_base
+        map_from_base = self._frame.base(event.world_from_camera)
         if self.config.publish_odometry:
-            covariance = convert.body_covariance(
-                event.covariance, self._base_from_camera, event.world_from_camera, camera_from_base
-            )
+            covariance = self._frame.covariance(event.covariance, event.world_from_camera)
             self._publish(
                 interface.ODOMETRY,
                 convert.odometry_message(
@@ -181,14 +188,15 @@ class Outputs:
         try:
             if camera_frame == base:
                 raise TransformError(f'the images carry the frame of the base {base!r} instead of an optical frame')
-            self._base_from_camera = self._buffer.lookup(base, camera_frame, stamp_ns)
+            mounting = self._buffer.lookup(base, camera_frame, stamp_ns)
         except TransformError as error:
-            self._base_from_camera = convert.BODY_FROM_OPTICAL
+            mounting = convert.BODY_FROM_OPTICAL
             self._say(
                 f'{base} -> {camera_frame or "camera"} is unknown ({error}): the camera is taken to sit in the origin '
                 f'of {base} and to look along its x axis; publish the transform on /tf_static and call ~/reset'
             )
-        message = convert.transform_to_message(self._base_from_camera, stamp_ns, base, camera_frame or 'camera')
+        self._frame.mount(mounting)
+        message = convert.transform_to_message(mounting, stamp_ns, base, camera_frame or 'camera')
         self._publish(interface.EXTRINSICS, message)
 
     # ------------------------------------------------------------------ transforms
@@ -213,6 +221,12 @@ class Outputs:
         self._map_from_odom_owner = owned
         if not owned:
             return convert.transform_to_message(item.map_from_base, item.stamp_ns, config.map_frame, config.base_frame)
+        if self.scale_awaited:
+            self._say(
+                f'no {config.map_frame} -> {config.odom_frame} until the scale is known from the odometry; '
+                'use_odometry false publishes it in arbitrary units'
+            )
+            return False
         try:
             odom_from_base = self._buffer.lookup(config.odom_frame, config.base_frame, item.stamp_ns)
         except TransformError as error:
@@ -228,12 +242,26 @@ class Outputs:
     def take(self, result: Reconstruction) -> None:
         """Publish path and map of a refined reconstruction."""
         trajectory = result.trajectory()
-        if len(trajectory) and self._base_from_camera is not None:
+        if len(trajectory) and self._frame.known:
             self._path.replace(trajectory.stamps_ns.tolist(), trajectory.world_from_camera)
             if self.config.publish_path:
                 self.publish_path()
             if self.config.publish_map:
                 self.publish_map(result.cloud)
+
+    def rescaled(self) -> None:
+        """Move all that was published to the new scale of the frame: path and keyframes now, the map as it comes."""
+        self._waiting.clear()  # poses in the old unit
+        self._path.rescaled()
+        if self.config.publish_path:
+            self.publish_path()
+        self._publish_keyframes(self._keyframes.values())
+        self.map_changed = True
+        self.map_throttle = Throttle()
+
+    def world_from_camera(self, stamp_ns: int) -> Float64Array | None:
+        """Newest estimate of a posed frame, in units of the world."""
+        return self._path.world_from_camera(stamp_ns)
 
     def publish_changed_path(self, now: float) -> None:
         """Publish the path if it changed and its period is over; also called while no frame arrives."""
@@ -242,10 +270,10 @@ class Outputs:
 
     def publish_path(self) -> None:
         """Publish the path now."""
-        if self._base_from_camera is None:
+        if not self._frame.known:
             return
         started = time.monotonic()
-        poses = self._path.messages(self._base_from_camera, se3.inverse(self._base_from_camera), self.config.map_frame)
+        poses = self._path.messages(self._frame.base, self.config.map_frame)
         self._publish(interface.PATH, convert.path_message(poses, self.newest_ns, self.config.map_frame))
         self.path_throttle.done(started, time.monotonic(), self.config.path_period)
 
@@ -261,11 +289,12 @@ class Outputs:
         self._publish(interface.STATUS, status)
 
     def _cloud(self, cloud: PointCloud, stamp_ns: int) -> Any:
-        assert self._base_from_camera is not None  # a keyframe is posed before it is added
-        return convert.cloud_message(cloud, self._base_from_camera, stamp_ns, self.config.map_frame)
+        return convert.cloud_message(self._frame.cloud(cloud), stamp_ns, self.config.map_frame)
 
-    def _publish_keyframes(self, keyframes: list[KeyframeState]) -> None:
-        assert self._base_from_camera is not None
+    def _publish_keyframes(self, states: Iterable[KeyframeState]) -> None:
+        keyframes = sorted(states, key=lambda keyframe: keyframe.stamp_ns)
+        if not keyframes or not self.config.publish_keyframes:
+            return
         array_type = interface.load(interface.KEYFRAMES.type)
         keyframe_type = interface.load('dark3r_ros/msg/Keyframe')
         message = array_type(header=convert.header(keyframes[-1].stamp_ns, self.config.map_frame))
@@ -273,7 +302,7 @@ class Outputs:
             keyframe_type(
                 header=convert.header(keyframe.stamp_ns, self.config.map_frame),
                 id=keyframe.keyframe_id,
-                pose=convert.pose_to_message(self._base_from_camera @ keyframe.world_from_camera),
+                pose=convert.pose_to_message(self._frame.camera(keyframe.world_from_camera)),
                 snr_db=float(keyframe.snr_db),
                 landmarks=int(keyframe.landmarks),
             )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,22 +79,36 @@ class PathKeeper:
             else:
                 self._put(int(stamp_ns), _Entry(old.keyframe_id, se3.inverse(reference) @ pose))
 
-    def messages(
-        self, map_from_world: Float64Array, camera_from_base: Float64Array, map_frame: str
-    ) -> list[PoseStamped]:
-        """Poses of the base in the map in order of time; only what changed is converted again."""
+    def rescaled(self) -> None:
+        """Convert everything again next time: what turns poses into messages has changed."""
+        for entry in self._entries.values():
+            entry.message = None
+        self.changed = bool(self._entries)
+
+    def messages(self, base_pose: Callable[[Float64Array], Float64Array], map_frame: str) -> list[PoseStamped]:
+        """Poses of the base in the map in order of time, by `base_pose` from world_from_camera.
+
+        Only what changed is converted again.
+        """
         if not self._sorted:
             self._entries = dict(sorted(self._entries.items()))
             self._sorted = True
         result = []
         for stamp_ns, entry in self._entries.items():
             if entry.message is None:
-                reference = self._keyframes.get(entry.keyframe_id)
-                pose = entry.keyframe_from_camera if reference is None else reference @ entry.keyframe_from_camera
-                entry.message = convert.pose_stamped(map_from_world @ pose @ camera_from_base, stamp_ns, map_frame)
+                entry.message = convert.pose_stamped(base_pose(self._pose(entry)), stamp_ns, map_frame)
             result.append(entry.message)
         self.changed = False
         return result
+
+    def world_from_camera(self, stamp_ns: int) -> Float64Array | None:
+        """Newest estimate of a frame; None for one that is not kept."""
+        entry = self._entries.get(stamp_ns)
+        return None if entry is None else self._pose(entry)
+
+    def _pose(self, entry: _Entry) -> Float64Array:
+        reference = self._keyframes.get(entry.keyframe_id)
+        return entry.keyframe_from_camera if reference is None else reference @ entry.keyframe_from_camera
 
     def _put(self, stamp_ns: int, entry: _Entry) -> None:
         if self._entries and stamp_ns not in self._entries and stamp_ns < next(reversed(self._entries)):

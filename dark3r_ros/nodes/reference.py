@@ -34,11 +34,23 @@ manager or `ros2 lifecycle set /dark3r_mapping configure` does. Images are taken
 the map, cleaning up forgets it, shutting down saves it when `save_on_shutdown` names a folder.
 
 Every output carries the stamp of the image it belongs to, to the nanosecond. Poses are those of `base_frame` in
-`map_frame` (REP-103 axes, REP-105 frames); the map starts at the first posed position of the base. Scale is arbitrary
-as long as `metric_scale` in the status is false. While the camera is lost nothing is published on /tf and ~/odometry.
+`map_frame` (REP-103 axes, REP-105 frames); the map starts at the first posed position of the base. While the
+camera is lost nothing is published on /tf and ~/odometry.
 
-Drop policy: at most `queue_length` images wait. When one more arrives, the oldest waiting one is dropped and counted in
-`frames_dropped`; gaps between stamps are counted in `frames_missing`, since those frames never reached the node.
+Scale: with `use_odometry` (default) it is found from the topic `odom`, or from odom -> base on /tf where nobody
+publishes that topic; slips, dropouts and jumps are left out. Until then poses are in a unit of their own
+(`metric_scale` false, `scale_text` says why) and map -> odom is not published, since it would mix that unit with
+metres. Once it is known, and again when it turns out to be wrong by more than `metric.change`, path, keyframes, map
+and transform change to it together; clouds of single keyframes that were sent before stay in the old unit.
+`scale_deviation` comes from the scatter of the odometry against vision: a wrong wheel diameter does not show in it.
+
+Drop policy: at most `queue_length` images wait. When one more arrives, that one is dropped whose neighbours are
+nearest to each other, by odometry where there is one, else in time: images of a standing camera go first, those that
+a new keyframe needs last. They are counted in `frames_dropped`; gaps between stamps are counted in `frames_missing`,
+since those frames never reached the node.
+
+Saved maps: `~/save_map` writes a result folder, in metres where the scale is known, with `state/` and
+`map_frame.json`. `~/load_map` and `load_on_start` go on in it: the map frame and the unit stay those of the saved map.
 
 Fast DDS loses nearly all large frames with its default transports: set `FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA` for
 every process of the graph, as the launch files do (with `ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST`: the shared-memory
@@ -52,6 +64,8 @@ _STATES = {
     MappingState.DEGRADED: 'poses may be poor or missing: too dark, blurred, saturated or few matches',
     MappingState.LOST: 'several frames in a row had no pose; the node keeps looking for its place',
     MappingState.RELOCALISING: 'a place was recognised and is being confirmed',
+    MappingState.ERROR: 'error_after frames in a row failed with an error of the program; the map is kept and every '
+    'frame is tried; one that succeeds ends it',
 }
 
 

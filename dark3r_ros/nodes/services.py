@@ -13,11 +13,9 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 
 from dark3r_ros.config import to_mapping
 from dark3r_ros.errors import Dark3rError
-from dark3r_ros.nodes import interface, parameters, runtime
+from dark3r_ros.nodes import interface, map_files, parameters, runtime
 from dark3r_ros.nodes.node_config import GROUPS
 from dark3r_ros.nodes.worker import Pipeline
-from dark3r_ros.storage.result import write_result
-from dark3r_ros.types import Reconstruction
 
 if TYPE_CHECKING:
     from dark3r_ros.nodes.mapping_node import MappingNode
@@ -71,44 +69,68 @@ class Services:
             return _answer(response, False, 'there is no map to save: the node is not configured')
         if not request.path:
             return _answer(response, False, 'path is empty: name a folder')
+        folder = map_files.absolute(request.path)
         try:
-            if node.worker is None:
-                result: Reconstruction = node.pipeline.reconstruction()
-            else:
-                result = await self._in_worker(lambda pipeline: pipeline.reconstruction())
+            snapshot: map_files.Snapshot = await self._between_frames(
+                lambda pipeline: map_files.take_snapshot(pipeline, folder, request.overwrite)
+            )
             # Writing takes a while; neither the mapping nor the callbacks wait for it.
-            message = await self._in_thread(lambda: self.write(result, request.path, request.overwrite))
-        except Dark3rError as error:
-            return _answer(response, False, str(error))
+            message = await self._in_thread(lambda: self.write(snapshot, folder, request.overwrite))
         except Exception as error:
-            runtime.log_trace(node.get_logger(), error)
-            return _answer(response, False, f'{type(error).__name__}: {error}')
-        response.frames = sum(frame.world_from_camera is not None for frame in result.frames)
-        response.keyframes = sum(frame.keyframe for frame in result.frames)
+            return _answer(response, False, self._sentence(error))
+        frames = snapshot.reconstruction.frames
+        response.frames = sum(frame.world_from_camera is not None for frame in frames)
+        response.keyframes = sum(frame.keyframe for frame in frames)
         return _answer(response, True, message)
 
-    def _load_map(self, _: Any, response: Any) -> Any:
-        return _answer(
-            response, False, 'loading a map is not possible yet: start the node anew and map the place again'
+    async def _load_map(self, request: Any, response: Any) -> Any:
+        node = self._node
+        if node.pipeline is None:
+            return _answer(response, False, 'there is nothing to load a map into: the node is not configured')
+        if not request.path:
+            return _answer(response, False, 'path is empty: name a folder')
+        folder, cameras = map_files.absolute(request.path), node.cameras.cameras
+        try:
+            notes, frame = await self._between_frames(lambda pipeline: map_files.load_map(pipeline, folder, cameras))
+            status = await self._between_frames(lambda pipeline: pipeline.status())
+        except Exception as error:
+            return _answer(response, False, self._sentence(error))
+        node.loaded(frame)
+        response.keyframes = int(status.keyframes)
+        scale = (
+            '' if frame is None or not frame.scale.known else f', in metres (+- {100.0 * frame.scale.deviation:.2g} %)'
         )
+        text = f'the map {folder} was loaded{scale}: looking for the camera in it'
+        return _answer(response, True, '; '.join([text, *notes]))
 
-    def write(self, result: Reconstruction, path: str, overwrite: bool) -> str:
-        """Write a reconstruction folder; return a sentence for people. Raises OutputError."""
-        folder = Path(path).expanduser().absolute()
-        health = self._node.health
+    def write(self, snapshot: map_files.Snapshot, folder: Path, overwrite: bool) -> str:
+        """Write a saved map; return a sentence for people. Raises OutputError."""
+        node = self._node
+        health = node.health
         report = {
             'source': 'ros',
-            'predictor': self._node.config.predictor,
-            'node': self._node.get_fully_qualified_name(),
+            'predictor': node.config.predictor,
+            'node': node.get_fully_qualified_name(),
             'latency_p95_s': health.latency.p95,
             'frames_received': health.received,
             'config': {
-                prefix or 'node': to_mapping(parameters.read(self._node, prefix, kind))
-                for prefix, kind in GROUPS.items()
+                prefix or 'node': to_mapping(parameters.read(node, prefix, kind)) for prefix, kind in GROUPS.items()
             },
         }
-        write_result(folder, result, report, overwrite=overwrite)
-        return f'the map was written to {folder}'
+        return map_files.write_map(snapshot, folder, node.frame, node.scale.estimate, report, overwrite)
+
+    def _sentence(self, error: Exception) -> str:
+        if isinstance(error, Dark3rError):
+            return str(error)
+        runtime.log_trace(self._node.get_logger(), error)
+        return f'{type(error).__name__}: {error}'
+
+    async def _between_frames(self, function: Callable[[Pipeline], Any]) -> Any:
+        """Value of `function(pipeline)`, run in the worker where it is there, else at once."""
+        assert self._node.pipeline is not None
+        if self._node.worker is None:
+            return function(self._node.pipeline)
+        return await self._in_worker(function)
 
     async def _in_worker(self, function: Callable[[Pipeline], Any]) -> Any:
         """Value of `function(pipeline)`, run between two frames."""

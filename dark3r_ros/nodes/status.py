@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from dark3r_ros.mapping.events import PipelineStatus
+from dark3r_ros.mapping.metric import ScaleEstimate
 from dark3r_ros.nodes import convert, interface
 from dark3r_ros.nodes.statistics import LatencyWindow, resident_mib
 from dark3r_ros.nodes.worker import Result
@@ -21,10 +22,14 @@ class Health:
     def __init__(self) -> None:
         self.received = 0
         self.dropped = 0
+        self.failed = 0
         self.latency = LatencyWindow()
         self.pipeline = UNSTARTED
         self.problem = ''
         self.note = ''
+        self.failures = 0
+        self.advice: tuple[str, ...] = ()
+        self.scale = ScaleEstimate()
         self.stamp_ns = 0
         self.frame_id = ''
 
@@ -34,7 +39,7 @@ class Health:
         if result.received is None:
             return
         self.stamp_ns, self.frame_id = result.stamp_ns, result.frame_id
-        self.problem = result.problem
+        self.problem, self.failures = result.problem, result.failures
         self.latency.add(result.finished - result.received)
 
     @property
@@ -42,13 +47,17 @@ class Health:
         """One sentence for people: what keeps the mapping from working comes first."""
         return self.note or self.problem or self.pipeline.message
 
-    def status(self, *, dropped: int, missing: int, queue_length: int) -> Any:
+    def status(self, *, error_after: int, dropped: int, failed: int, missing: int, queue_length: int) -> Any:
         """Build the MappingStatus of this moment."""
         pipeline = self.pipeline
+        state, message = pipeline.state, self.message
+        if self.failures >= error_after:
+            state = MappingState.ERROR
+            message = f'{self.failures} frames in a row failed, the map is kept: {message}; call ~/reset or report it'
         return interface.load(interface.STATUS.type)(
             header=convert.header(self.stamp_ns, self.frame_id),
-            state=int(pipeline.state),
-            message=self.message,
+            state=int(state),
+            message=message,
             snr_db=float(pipeline.snr_db),
             samples_per_value=int(pipeline.samples_per_value),
             inliers=int(pipeline.inliers),
@@ -64,4 +73,17 @@ class Health:
             landmarks=int(pipeline.landmarks),
             memory_mib=resident_mib(),
             map_mib=pipeline.map_bytes / 2**20,
+            frames_failed=failed,
+            metric_scale=self.scale.known,
+            scale=self.scale.scale,
+            scale_deviation=self.scale.deviation,
+            scale_drift=self.scale.drift,
+            scale_text=str(self.scale),
+            advice=list(self.advice),
+            submap=int(pipeline.submap),
+            submaps=int(pipeline.submaps),
+            loops_proposed=int(pipeline.loops_proposed),
+            loops_verified=int(pipeline.loops_verified),
+            loops_accepted=int(pipeline.loops_accepted),
+            loops_refused=sum(pipeline.loops_refused.values()),
         )

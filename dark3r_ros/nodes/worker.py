@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One thread that owns the mapping pipeline, a bounded queue in and a queue of results out.
 
-Drop policy: when the queue is full, the oldest frame that is not yet in work is dropped and counted, so that the
-pose stays as fresh as possible. Calls (reset, snapshot, flush) go before waiting frames. Results are delivered in
-the thread that calls `drain`; `notify` wakes that thread. Nothing here knows ROS.
+Drop policy: when the queue is full, the waiting frame that is needed least (`backlog`) is dropped and counted. Calls
+(reset, snapshot, flush) go before waiting frames. Results are delivered in the thread that calls `drain`; `notify`
+wakes that thread. Nothing here knows ROS.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from dark3r_ros.errors import Dark3rError
 from dark3r_ros.mapping.events import Event, PipelineStatus
+from dark3r_ros.nodes.backlog import Distance, elapsed, least_needed
 from dark3r_ros.types import Frame, Reconstruction
 
 
@@ -38,6 +41,14 @@ class Pipeline(Protocol):
 
     def reset(self) -> None:
         """Forget everything."""
+        ...
+
+    def save_state(self, folder: Path | str, *, overwrite: bool = False) -> None:
+        """Write what `load_state` reads."""
+        ...
+
+    def load_state(self, folder: Path | str) -> Sequence[str]:
+        """Go on in a saved map; returns sentences for the log."""
         ...
 
     def status(self) -> PipelineStatus:
@@ -65,6 +76,7 @@ class Result:
     status: of the pipeline afterwards.
     problem: one sentence when the image was refused or the pipeline failed, else empty.
     trace: traceback of a failure that no Dark3rError explains, else empty.
+    failures: frames in a row, this one included, that ended in such a failure.
     notes: sentences worth one log line each, such as decoder warnings.
     received, finished: `time.monotonic()` seconds.
 
@@ -79,6 +91,7 @@ class Result:
     notes: tuple[str, ...] = ()
     received: float | None = None
     finished: float = 0.0
+    failures: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +117,7 @@ class PipelineWorker:
     capacity: waiting jobs at most.
     on_result: called by `drain` for every result.
     notify: called from the worker thread whenever something waits for `drain`.
+    distance: how far the camera moved between two stamps, for the drop policy.
 
     """
 
@@ -114,12 +128,15 @@ class PipelineWorker:
         capacity: int,
         on_result: Callable[[Result], None],
         notify: Callable[[], None],
+        distance: Distance = elapsed,
     ) -> None:
         self._pipeline = pipeline
+        self._status = pipeline.status()
         self._prepare = prepare
         self._capacity = capacity
         self._on_result = on_result
         self._notify = notify
+        self._distance = distance
         self._condition = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._calls: deque[_Call] = deque()
@@ -127,7 +144,10 @@ class PipelineWorker:
         self._busy = False
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._in_work_ns: int | None = None
         self.dropped = 0
+        self.failed = 0
+        self._failures = 0
 
     @property
     def running(self) -> bool:
@@ -147,6 +167,14 @@ class PipelineWorker:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name='dark3r_pipeline', daemon=True)
         self._thread.start()
+
+    def revive(self) -> bool:
+        """Start the thread again if it ended by itself; the pipeline and what waits are kept."""
+        if self._thread is None or self.running or self._stopping:
+            return False
+        self.failed += 1
+        self.start()
+        return True
 
     def stop(self, timeout: float) -> bool:
         """Drop what waits, finish what is in work and join; False when that took longer than `timeout` seconds."""
@@ -169,13 +197,13 @@ class PipelineWorker:
         return stopped
 
     def submit(self, job: Job) -> bool:
-        """Queue a job; False when an older one had to be dropped for it."""
+        """Queue a job; False when another one had to be dropped for it."""
         with self._condition:
-            full = len(self._jobs) >= self._capacity
-            if full:
-                self._jobs.popleft()
-                self.dropped += 1
             self._jobs.append(job)
+            full = len(self._jobs) > self._capacity
+            if full:
+                del self._jobs[least_needed([item.stamp_ns for item in self._jobs], self._in_work_ns, self._distance)]
+                self.dropped += 1
             self._condition.notify()
         return not full
 
@@ -224,10 +252,11 @@ class PipelineWorker:
                     return
                 task: Job | _Call = self._calls.popleft() if self._calls else self._jobs.popleft()
                 self._busy = True
-            outcome = self._answer(task) if isinstance(task, _Call) else self._process(task)
-            self._results.append(outcome)
-            with self._condition:
-                self._busy = False
+            try:
+                self._results.append(self._answer(task) if isinstance(task, _Call) else self._process(task))
+            finally:
+                with self._condition:
+                    self._busy = False
             self._notify()
 
     def _answer(self, call: _Call) -> _Answer:
@@ -237,17 +266,20 @@ class PipelineWorker:
             return _Answer(call, None, error)
 
     def _process(self, job: Job) -> Result:
+        self._in_work_ns = job.stamp_ns
         notes: Sequence[str] = ()
         try:
             frame, notes = self._prepare(job)
             events = tuple(self._pipeline.push(frame))
+            self._status = self._pipeline.status()
         except Exception as error:
             return self._failure(job.stamp_ns, job.frame_id, job.received, error)
+        self._failures = 0
         return Result(
             job.stamp_ns,
             job.frame_id,
             events,
-            self._pipeline.status(),
+            self._status,
             notes=tuple(notes),
             received=job.received,
             finished=time.monotonic(),
@@ -257,16 +289,21 @@ class PipelineWorker:
         trace = ''
         if isinstance(error, Dark3rError):
             problem = str(error)
+            with suppress(Exception):  # a refused frame may have changed the state; only a failure may fail here too
+                self._status = self._pipeline.status()
         else:
+            self.failed += 1
+            self._failures += 1
             problem = f'the mapping failed on this frame and goes on with the next: {type(error).__name__}: {error}'
             trace = ''.join(traceback.format_exception(error))
         return Result(
             stamp_ns,
             frame_id,
             (),
-            self._pipeline.status(),
+            self._status,
             problem=problem,
             trace=trace,
             received=received,
             finished=time.monotonic(),
+            failures=self._failures,
         )

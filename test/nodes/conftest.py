@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dark3r_ros.cli.processes import unused_domain
+from dark3r_ros.geometry.camera import Camera as Intrinsics
 
 if 'FASTDDS_DEFAULT_PROFILES_FILE' not in os.environ:
     os.environ.setdefault('FASTDDS_BUILTIN_TRANSPORTS', 'LARGE_DATA')
@@ -119,16 +120,39 @@ def graph(domain):
 
 
 class FakePipeline:
-    """Camera drives along z by 0.1 a frame; every third frame is a keyframe; `script` changes a frame's fate."""
+    """Camera drives along z by `step` a frame; every third frame is a keyframe; `script` changes a frame's fate."""
 
     def __init__(self) -> None:
         self.script: dict[int, object] = {}
         self.delay = 0.0
+        self.step = 0.1
+        self.camera = Intrinsics(64, 48, 50.0, 50.0, 32.0, 24.0)
+        self.unsavable: Exception | None = None
+        self.loaded = 0
         self.gate: threading.Event | None = None
         self.frames: list = []
         self.flushed = 0
         self.resets = 0
         self.reset()
+
+    def save_state(self, folder, *, overwrite=False) -> None:
+        if self.unsavable:
+            raise self.unsavable
+        folder.mkdir()
+        (folder / 'fake.txt').write_text(str(len(self.poses)))
+
+    def load_state(self, folder) -> tuple[str, ...]:
+        from dark3r_ros.errors import DataError
+
+        try:
+            count = int((folder / 'fake.txt').read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f'{folder} is damaged: made with other weights') from error
+        self.reset()
+        self.loaded = count
+        self.poses = {1 + number: self.pose(-count + number) for number in range(count)}
+        self.keyframes = dict.fromkeys(range(-count, 0, 3), 1)
+        return ('the saved map is old',)
 
     def reset(self) -> None:
         self.resets += 1
@@ -139,7 +163,7 @@ class FakePipeline:
 
     def pose(self, number: int) -> np.ndarray:
         pose = np.eye(4)
-        pose[2, 3] = 0.1 * number
+        pose[2, 3] = self.step * number
         return pose
 
     def cloud(self, number: int):
@@ -206,7 +230,7 @@ class FakePipeline:
         from dark3r_ros.storage.result import empty_cloud, no_observations
         from dark3r_ros.types import FrameRecord, PointCloud, Reconstruction
 
-        if not self.frames:
+        if not self.frames and not self.loaded:
             raise ReconstructionError('no frame was seen')
         records = tuple(
             FrameRecord(stamp, pose, stamp in self.keyframes.values(), 7.5, 50, 60)
@@ -216,7 +240,8 @@ class FakePipeline:
         cloud = PointCloud(
             *(np.concatenate([getattr(item, name) for item in clouds]) for name in ('points', 'colors', 'confidence'))
         )
-        return Reconstruction(self.frames[0].camera, records, cloud, no_observations())
+        camera = self.frames[0].camera if self.frames else self.camera
+        return Reconstruction(camera, records, cloud, no_observations())
 
     def status(self):
         from dark3r_ros.mapping.events import PipelineStatus
@@ -268,7 +293,6 @@ class Camera:
         return message
 
     def info(self, stamp_ns: int = 1, **changes):
-        from dark3r_ros.geometry.camera import Camera as Intrinsics
         from dark3r_ros.nodes import convert
 
         width, height = changes.pop('width', self.width), changes.pop('height', self.height)

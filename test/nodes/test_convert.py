@@ -87,7 +87,7 @@ def test_cloud_has_the_layout_of_pcl():
         np.array([[1, 2, 3], [np.nan] * 3], np.float32), np.array([[10, 20, 30], [1, 2, 3]], np.uint8),
         np.array([0.5, 0.25], np.float32),
     )  # fmt: skip
-    message = convert.cloud_message(cloud, np.eye(4), 7, 'map')
+    message = convert.cloud_message(cloud, 7, 'map')
     assert isinstance(message.data, array)
     assert (message.point_step, message.row_step, message.width, message.height) == (32, 64, 2, 1)
     assert {field.name: field.offset for field in message.fields}.items() >= {'x': 0, 'y': 4, 'z': 8, 'rgb': 16}.items()
@@ -101,15 +101,9 @@ def test_cloud_has_the_layout_of_pcl():
     np.testing.assert_array_equal(back.confidence, cloud.confidence)
 
 
-def test_cloud_is_moved_into_the_map():
-    cloud = PointCloud(np.array([[0, 0, 2]], np.float32), np.zeros((1, 3), np.uint8), np.ones(1, np.float32))
-    message = convert.cloud_message(cloud, convert.BODY_FROM_OPTICAL, 7, 'map')
-    np.testing.assert_allclose(convert.cloud_from_message(message).points, [[2, 0, 0]])
-
-
 def test_a_truncated_cloud_is_refused():
     cloud = PointCloud(np.zeros((3, 3), np.float32), np.zeros((3, 3), np.uint8), np.ones(3, np.float32))
-    message = convert.cloud_message(cloud, np.eye(4), 7, 'map')
+    message = convert.cloud_message(cloud, 7, 'map')
     message.data = message.data[:50]
     with pytest.raises(DataError, match='50 bytes for 3 points'):
         convert.cloud_from_message(message)

@@ -24,7 +24,7 @@ def keyframe(number: int, stamp: int, pose: np.ndarray) -> KeyframeAdded:
 
 
 def poses(path: PathKeeper) -> dict[int, np.ndarray]:
-    messages = path.messages(np.eye(4), np.eye(4), 'map')
+    messages = path.messages(lambda pose: pose, 'map')
     stamps = [convert.stamp_to_ns(message.header.stamp) for message in messages]
     assert stamps == sorted(stamps)
     return {stamp: convert.pose_from_message(item.pose) for stamp, item in zip(stamps, messages, strict=True)}
@@ -76,7 +76,22 @@ def test_the_base_is_what_the_path_shows():
     path = PathKeeper(10)
     camera, map_from_world, camera_from_base = random_pose(), random_pose(), random_pose()
     path.posed(posed(1, camera))
-    message = path.messages(map_from_world, camera_from_base, 'map')[0]
+    message = path.messages(lambda pose: map_from_world @ pose @ camera_from_base, 'map')[0]
     np.testing.assert_allclose(
         convert.pose_from_message(message.pose), map_from_world @ camera @ camera_from_base, atol=1e-12
     )
+
+
+def test_a_new_unit_reaches_every_pose_and_frames_can_be_asked_for():
+    path = PathKeeper(10)
+    first, second = random_pose(), random_pose()
+    path.posed(posed(1, first))
+    path.keyframe_added(keyframe(0, 1, first))
+    path.posed(posed(2, second))
+    assert len(poses(path)) == 2 and not path.changed
+    path.rescaled()
+    assert path.changed
+    doubled = {convert.stamp_to_ns(m.header.stamp): m.pose.position.x for m in path.messages(lambda p: p * 2.0, 'map')}
+    np.testing.assert_allclose([doubled[1], doubled[2]], [2 * first[0, 3], 2 * second[0, 3]])
+    np.testing.assert_allclose(path.world_from_camera(2), second, atol=1e-12)
+    assert path.world_from_camera(3) is None

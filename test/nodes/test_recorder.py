@@ -47,7 +47,7 @@ def fill(recording: Recording) -> None:
         recording.take(interface.STATUS, status(stamp, stamp // 10, latency=stamp / 100, inliers=5, matches=9, state=2))
     recording.take(interface.STATUS, status(40, 4, message='nothing matches', state=4, latency=0.4))
     cloud = PointCloud(np.array([[1, 2, 3]], np.float32), np.zeros((1, 3), np.uint8), np.ones(1, np.float32))
-    recording.take(interface.CLOUD, convert.cloud_message(cloud, np.eye(4), 10, 'map'))
+    recording.take(interface.CLOUD, convert.cloud_message(cloud, 10, 'map'))
     keyframe = Keyframe(header=convert.header(20, 'map'), id=4, snr_db=3.0)
     recording.take(interface.KEYFRAMES, KeyframeArray(keyframes=[keyframe]))
     transform = convert.transform_to_message(base(1.0), 10, 'map', 'base_link')
@@ -92,7 +92,7 @@ def test_frames_without_a_pose_are_reported_with_their_reason(recording):
 def test_the_whole_map_replaces_the_clouds(recording):
     fill(recording)
     cloud = PointCloud(np.ones((7, 3), np.float32), np.zeros((7, 3), np.uint8), np.ones(7, np.float32))
-    recording.take(interface.MAP, convert.cloud_message(cloud, np.eye(4), 10, 'map'))
+    recording.take(interface.MAP, convert.cloud_message(cloud, 10, 'map'))
     assert len(recording.reconstruction().cloud) == 7
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dark3r_ros.errors import DataError
+from dark3r_ros.nodes.backlog import least_needed
 from dark3r_ros.nodes.worker import Job, PipelineWorker
 from dark3r_ros.types import Frame
 
@@ -39,7 +40,7 @@ def make(pipeline):
 
 
 def settle(worker: PipelineWorker) -> None:
-    end = time.monotonic() + 5.0
+    end = time.monotonic() + 20.0
     while worker.pending:
         assert time.monotonic() < end
         time.sleep(0.002)
@@ -55,17 +56,33 @@ def test_frames_keep_their_order_and_stamps(make):
     assert worker.dropped == 0
 
 
-def test_the_oldest_waiting_frame_is_dropped_and_counted(make, pipeline):
+def test_a_full_queue_thins_what_waits_and_counts(make, pipeline):
     pipeline.gate = threading.Event()
-    worker, results = make(capacity=2)
+    worker, results = make(capacity=3)
     worker.submit(job(0))
     while not pipeline.frames:  # frame 0 is in work now
         time.sleep(0.002)
-    assert [worker.submit(job(stamp)) for stamp in (1, 2, 3, 4)] == [True, True, False, False]
+    assert [worker.submit(job(stamp)) for stamp in range(1, 10)] == [True] * 3 + [False] * 6
     pipeline.gate.set()
     settle(worker)
-    assert [result.stamp_ns for result in results] == [0, 3, 4]
-    assert worker.dropped == 2
+    taken = [result.stamp_ns for result in results]
+    assert len(taken) == 4 and taken[0] == 0 and taken[-1] == 9
+    assert max(np.diff(taken)) <= 5  # the oldest of all alone would leave a gap of 7
+    assert worker.dropped == 6
+
+
+def test_frames_of_a_standing_camera_are_dropped_before_those_of_a_moving_one():
+    place = [0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0]
+
+    def moved(first: int, second: int) -> float:
+        return abs(place[second] - place[first])
+
+    waiting = [1, 2, 3, 4, 5, 6]
+    gone = []
+    while len(waiting) > 3:
+        gone.append(waiting.pop(least_needed(waiting, 0, moved)))
+    assert gone == [1, 2, 3] and waiting == [4, 5, 6]
+    assert least_needed([7], 0) == 0
 
 
 def test_a_refused_image_is_one_sentence_and_the_next_one_goes_on(make):
@@ -87,6 +104,46 @@ def test_a_crash_of_the_pipeline_is_told_with_its_trace_and_survived(make, pipel
     assert 'ZeroDivisionError: inside the pipeline' in results[1].problem
     assert 'in push' in results[1].trace
     assert worker.running
+
+
+def test_failures_in_a_row_are_counted_until_a_frame_succeeds(make, pipeline):
+    pipeline.script = {number: RuntimeError('again') for number in (1, 2, 3)}
+    worker, results = make(capacity=10)
+    for stamp in range(6):
+        worker.submit(job(stamp))
+    worker.submit(job(9, 'bad'))  # a refused image is no failure of the program
+    settle(worker)
+    assert [result.failures for result in results] == [0, 1, 2, 3, 0, 0, 0]
+    assert worker.failed == 3
+
+
+def test_a_status_that_fails_costs_the_frame_only(make, pipeline, monkeypatch):
+    worker, results = make()
+    healthy = pipeline.status
+    monkeypatch.setattr(pipeline, 'status', lambda: 1 / 0)
+    worker.submit(job(1))
+    settle(worker)
+    monkeypatch.setattr(pipeline, 'status', healthy)
+    worker.submit(job(2))
+    settle(worker)
+    assert 'ZeroDivisionError' in results[0].problem and results[1].events
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_a_thread_that_ends_by_itself_is_started_again_with_its_map(make, pipeline):
+    pipeline.script[1] = SystemExit('from below')
+    worker, results = make()
+    for stamp in (1, 2):
+        worker.submit(job(stamp))
+    end = time.monotonic() + 20.0
+    while worker.running:
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    assert worker.revive() and worker.running and not worker.revive()
+    worker.submit(job(3))
+    settle(worker)
+    assert [result.stamp_ns for result in results] == [1, 3]
+    assert pipeline.posed == 2 and worker.failed == 1
 
 
 def test_calls_go_before_waiting_frames_and_answer_in_the_draining_thread(make, pipeline):
@@ -127,9 +184,8 @@ def test_stop_is_quick_drops_what_waits_and_answers_open_calls(make, pipeline):
     while not pipeline.frames:
         time.sleep(0.002)
     worker.call(lambda p: p, lambda v, e: answers.append(e))
-    started = time.monotonic()
-    assert worker.stop(2.0)
-    assert time.monotonic() - started < 0.6
+    assert worker.stop(20.0)
+    assert len(pipeline.frames) == 1
     assert worker.dropped == 7 and not worker.running
     assert len(answers) == 1 and 'deactivated' in str(answers[0])
 

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline that the parameters of the mapping node describe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.pipeline import MappingPipeline
+from dark3r_ros.matching.classical import ClassicalConfig
+from dark3r_ros.matching.learned import LearnedConfig
+from dark3r_ros.matching.mini import MiniMatchConfig
+from dark3r_ros.matching.registry import make_predictor
+from dark3r_ros.nodes import parameters
+from dark3r_ros.nodes.frugal import FrugalPredictor
+from dark3r_ros.nodes.node_config import NodeConfig
+from dark3r_ros.nodes.worker import Pipeline
+from dark3r_ros.raw.noise import NoiseModel, load_yaml, preset
+
+if TYPE_CHECKING:
+    from dark3r_ros.nodes.mapping_node import MappingNode
+
+
+def build_noise(config: NodeConfig) -> NoiseModel | None:
+    """Noise model named by the parameters, or None."""
+    if config.noise_preset:
+        return preset(config.noise_preset)
+    return load_yaml(config.noise_file) if config.noise_file else None
+
+
+def build_pipeline(node: MappingNode) -> Pipeline:
+    """Build the pipeline that the parameters of the node describe."""
+    noise = build_noise(node.config)
+    predictor = make_predictor(
+        node.config.predictor,
+        noise=noise,
+        classical=parameters.read(node, 'matcher', ClassicalConfig),
+        learned=parameters.read(node, 'learned', LearnedConfig),
+        mini=parameters.read(node, 'mini', MiniMatchConfig),
+        device=node.config.device,
+    )
+    frugal = FrugalPredictor(predictor, node.warn)
+    return MappingPipeline(parameters.read(node, 'mapping', MappingConfig), frugal, noise)
