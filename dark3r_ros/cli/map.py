@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from dark3r_ros.cli.common import (
@@ -20,6 +21,7 @@ from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import PipelineStatus
 from dark3r_ros.mapping.pipeline import MappingPipeline
+from dark3r_ros.mapping.state_file import STATE_FILE
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.mini import MiniMatchConfig
 from dark3r_ros.matching.registry import make_predictor
@@ -36,6 +38,11 @@ EXAMPLE = 'dark3r map tunnel_bag -o out/tunnel'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_reconstruction_arguments(parser)
+    group = parser.add_argument_group('live map')
+    group.add_argument('--continue-from', type=Path, metavar='MAP',
+                       help='find the camera in this saved map, and go on in it')  # fmt: skip
+    group.add_argument('--save-map', type=Path, metavar='MAP',
+                       help='also write the live map, so that a later run or a node can go on in it')  # fmt: skip
     add_config_arguments(parser, MappingConfig, 'mapping')
     add_config_arguments(parser, MiniMatchConfig, 'mini', 'mini')
     add_config_arguments(parser, ClassicalConfig, 'classical matcher', 'classical')
@@ -51,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
     # Refused now rather than after minutes of work.
     check_target(args.output, overwrite=args.overwrite, marker=REPORT_FILE)
     check_writable(args.output)
+    if args.save_map is not None:
+        check_target(args.save_map, overwrite=args.overwrite, marker=STATE_FILE)
+        check_writable(args.save_map)
     began = time.perf_counter()
     mapping = config_from_arguments(args, MappingConfig)
     classical = config_from_arguments(args, ClassicalConfig, 'classical')
@@ -58,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
     noise = resolve_noise(args.noise) if args.noise else None
     predictor = make_predictor(args.predictor, noise=noise, classical=classical, mini=mini)
     pipeline = MappingPipeline(mapping, predictor, noise)
+    notes = pipeline.load_state(args.continue_from) if args.continue_from is not None else ()
+    for note in notes:
+        print(f'dark3r: {note}', file=sys.stderr)
     source = open_input(args)
     samples = SampleCollector(len(source), network_width=mapping.network_width, binning=mapping.binning)
     advice: list[str] = []
@@ -87,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         **provenance(args, predictor, noise, {'mapping': mapping, 'mini': mini, 'classical': classical}, warnings),
     }
     write_result(args.output, reconstruction, report, overwrite=args.overwrite)
+    if args.save_map is not None:
+        pipeline.save_state(args.save_map, overwrite=args.overwrite)
     if not args.no_report:
         full = build_report(reconstruction, report)
         write_report(args.output, reconstruction, full, samples=samples.pictures(predictor))

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.records import BoundedCloud
@@ -78,6 +81,21 @@ class Archive:
         for cloud in (self.cloud.cloud(), other.cloud.cloud()):
             joined.cloud.add(cloud.points.astype(np.float64), cloud.colors)
         return joined
+
+    def state(self) -> dict[str, NDArray[np.int64]]:
+        """What is known of the keyframes, to be saved."""
+        return {
+            'left_behind': np.array([self._next], dtype=np.int64),
+            'remembered': np.array([keyframe.keyframe_id for keyframe in self.remembered], dtype=np.int64),
+            'without_features': np.array([one.keyframe_id for one in self._without_features], dtype=np.int64),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[np.int64]], keyframes: Sequence[Keyframe]) -> None:
+        """Take what was saved; the cloud aside."""
+        known = {keyframe.keyframe_id: keyframe for keyframe in keyframes}
+        self._next = int(state['left_behind'][0])
+        self.remembered = [known[key] for key in state['remembered'].tolist()]
+        self._without_features = [known[key] for key in state['without_features'].tolist()]
 
     def _retire_before(self, sparse_map: SparseMap, end: int) -> None:
         for keyframe in sparse_map.keyframes[self._next : max(end, self._next)]:

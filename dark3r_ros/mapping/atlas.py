@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.evidence import Evidence
@@ -46,6 +48,17 @@ class Atlas:
 
     def _empty(self) -> Submap:
         return Submap.empty(next(self._submap_ids), self._config, self._numbers)
+
+    def restore(self, submaps: Sequence[Submap], places: Mapping[str, NDArray[Any]]) -> None:
+        """Take saved submaps; the oldest one becomes the active one."""
+        keyframes = {keyframe.keyframe_id: keyframe for submap in submaps for keyframe in submap.map.keyframes}
+        self._numbers = itertools.count(1 + max(keyframes))
+        self._submap_ids = itertools.count(1 + max(submap.submap_id for submap in submaps))
+        held = [submap for submap in submaps if submap.map.keyframes]
+        for submap in held:
+            submap.map.numbers = self._numbers
+        self.active, *self.resting = held
+        self.places.restore(places, keyframes)
 
     def begin(self) -> Submap:
         """Make a new submap the active one, unless the active one is still empty."""

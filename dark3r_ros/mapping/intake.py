@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from dark3r_ros.errors import Dark3rError
+from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.model.predictor import Predictor
@@ -32,6 +33,19 @@ class RefusedError(Exception):
     def __init__(self, reason: str, *, waiting: bool = False, log: bool = True, counts_as_loss: bool = False) -> None:
         super().__init__(reason)
         self.waiting, self.log, self.counts_as_loss = waiting, log, counts_as_loss
+
+
+def camera_notes(of_map: Camera | None, now: Camera | None) -> list[str]:
+    """What there is to say about two cameras that see the same map."""
+    if of_map is None or now is None:
+        return []
+    wide = now.fx / now.width * of_map.width / of_map.fx
+    if abs(wide - 1.0) < 0.02:
+        return []
+    return [
+        f'the camera of the map has fx {of_map.fx:.1f} px at {of_map.width} px width, this one {now.fx:.1f} px at '
+        f'{now.width} px: both are used as they are calibrated'
+    ]
 
 
 class Intake:

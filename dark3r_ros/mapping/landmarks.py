@@ -163,6 +163,12 @@ class LandmarkTable:
         """Which rows are in use (capacity,)."""
         return self._alive[: self._end]
 
+    def restore(self, points: Array, colors: NDArray[np.uint8], alive: NDArray[np.bool_]) -> None:
+        """Take the content of a saved table."""
+        self._points, self._colors, self._alive = points, colors, alive
+        self._end = len(alive)
+        self._free = np.flatnonzero(~alive)[::-1].tolist()
+
     def add(self, points: Array, colors: NDArray[np.uint8]) -> Index:
         """Store points (N, 3) and return their rows (N,)."""
         reused = [self._free.pop() for _ in range(min(len(self._free), len(points)))]

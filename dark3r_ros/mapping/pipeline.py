@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dark3r_ros.errors import Dark3rError, DataError, OutputError
+from dark3r_ros.errors import Dark3rError, ReconstructionError
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.closing import close_loop, join_submaps
@@ -22,7 +22,7 @@ from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import Event, FrameUnposed, MapDiscarded, PipelineStatus, StateChanged
 from dark3r_ros.mapping.evidence import Evidence
 from dark3r_ros.mapping.initialise import Initialiser, InitialPair
-from dark3r_ros.mapping.intake import Intake, RefusedError
+from dark3r_ros.mapping.intake import Intake, RefusedError, camera_notes
 from dark3r_ros.mapping.keyframing import insert_keyframe, start_map
 from dark3r_ros.mapping.loops import LoopGate
 from dark3r_ros.mapping.memory import MemoryKeeper, view_bytes
@@ -30,6 +30,7 @@ from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.reporting import frame_posed, frames_joined, in_time_order, keyframes_moved
 from dark3r_ros.mapping.result import build_reconstruction
 from dark3r_ros.mapping.sparse_map import Keyframe, View
+from dark3r_ros.mapping.state_file import SavedState, write_state
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.mapping.tracking import TrackResult, failed_track, needs_keyframe, quality, started_track, track
 from dark3r_ros.mapping.window import refine_all, refine_window
@@ -153,19 +154,29 @@ class MappingPipeline:
         )
 
     def save_state(self, folder: Path | str, *, overwrite: bool = False) -> None:
-        """Write everything that `load_state` needs to go on in this map later; OutputError when it cannot be.
+        """Write everything that `load_state` needs to go on in this map later, all or nothing.
 
-        Signature only as yet: raises OutputError.
+        Raises OutputError, or ReconstructionError while there is no map.
         """
-        raise OutputError(f'cannot write {folder}: saving a live map is not built yet')
+        if not self._atlas.keyframes:
+            raise ReconstructionError('there is no map yet that could be saved')
+        write_state(folder, self._atlas, self._log, self._camera, self._predictor, overwrite=overwrite)
 
     def load_state(self, folder: Path | str) -> tuple[str, ...]:
         """Replace the present map by a saved one and look for the camera in it; returns sentences worth a log line.
 
-        DataError when the folder is no saved map, is damaged, or was made with another predictor. The present map is
-        then kept. Signature only as yet: raises DataError.
+        `folder` is that of `save_state`, or a result folder with such a one in it. Stamps may begin anew. DataError
+        when it is no saved map, is damaged, or was made with another predictor; the present map is then kept.
         """
-        raise DataError(f'cannot read {folder}: loading a live map is not built yet')
+        saved, memory = SavedState(folder, self._predictor), MemoryKeeper(self._config)
+        device = getattr(self._predictor, 'device', 'cpu')
+        atlas, log = saved.read(self._config, device, loaded=lambda atlas: memory.enforce(atlas, deque(), 0))
+        camera, message = self._camera, f'map of {atlas.keyframes} keyframes loaded: looking for the camera in it'
+        self.reset()
+        self._atlas, self._log, self._memory, self._camera = atlas, log, memory, saved.camera
+        self._gate = LoopGate(self._config, self._predictor, atlas.places)
+        self._state, self._message, self._failures = MappingState.LOST, message, 1
+        return tuple([message, *camera_notes(saved.camera, camera)])
 
     # ------------------------------------------------------------------ stages
 
@@ -324,7 +335,8 @@ class MappingPipeline:
         return events + self._enter(view.stamp_ns, self._state_without_pose(), result.reason)
 
     def _is_young(self) -> bool:
-        return self._log.posed_by(self._atlas.active.map.keyframes) <= self._config.young_frames
+        posed = self._log.posed_by(self._atlas.active.map.keyframes) if self._young else 0
+        return bool(self._young) and posed <= self._config.young_frames
 
     def _remember_young(self, view: View) -> None:
         if self._young and not self._is_young():

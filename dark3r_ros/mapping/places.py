@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,24 @@ class PlaceIndex:
         vector = self.vector(keyframe.features)
         if vector is not None:
             self._append([keyframe.keyframe_id], vector[None])
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """What is known, to be saved."""
+        count = len(self._rows)
+        result: dict[str, NDArray[np.generic]] = {
+            'stage': np.array([self._stage]),
+            'waiting': np.array([keyframe.keyframe_id for keyframe in self._waiting], dtype=np.int64),
+            'ids': np.array(list(self._rows), dtype=np.int64),
+            'vectors': self._vectors[:count],
+        }
+        return result if self._centres is None else {**result, 'centres': self._centres}
+
+    def restore(self, state: Mapping[str, NDArray[Any]], keyframes: Mapping[int, Keyframe]) -> None:
+        """Take what was saved."""
+        self._stage = int(state['stage'][0])
+        self._waiting = [keyframes[key] for key in state['waiting'].tolist()]
+        self._vectors, self._centres = state['vectors'], state.get('centres')
+        self._rows = {key: row for row, key in enumerate(state['ids'].tolist())}
 
     def forget(self, keyframe_ids: Iterable[int]) -> None:
         """Leave keyframes out from now on."""

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +85,22 @@ class PoseLog:
         row['relative'] = np.concatenate([relative[:3, 3], se3.quaternion(relative[:3, :3])])
         row['inliers'], row['matches'], row['reason'] = inliers, matches, 0
 
+    def state(self) -> tuple[dict[str, NDArray[np.generic]], dict[str, Any]]:
+        """Arrays and texts of all frames, to be saved."""
+        texts = {'reasons': self._reasons, 'names': {str(row): name for row, name in self._names.items()}}
+        rows = self._rows[: self._count]
+        return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}, texts
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], texts: Mapping[str, Any]) -> None:
+        """Take the frames of an earlier session; frames that are added may have the same stamps."""
+        self._count = len(arrays['stamp_ns'])
+        self._rows = np.zeros(max(256, 2 * self._count), dtype=_ROW)
+        for name in _ROW.names or ():
+            self._rows[name][: self._count] = arrays[name]
+        self._posed = int((arrays['keyframe'] >= 0).sum())
+        self._reasons = [str(reason) for reason in texts['reasons']]
+        self._names = {int(row): str(name) for row, name in texts['names'].items()}
+
     def is_posed(self, stamp_ns: int) -> bool:
         """Whether a logged frame has a pose."""
         return bool(self._rows[self._row_of[stamp_ns]]['keyframe'] >= 0)
@@ -112,15 +129,28 @@ class PoseLog:
         wanted = [keyframe.keyframe_id for keyframe in keyframes]
         return np.isin(self._rows[: self._count]['keyframe'], wanted)
 
+    def _in_order(self) -> list[int]:
+        """Rows by time; of a frame that two sessions saw the newest."""
+        stamps = self._rows['stamp_ns'][: self._count]
+        order = np.argsort(stamps, kind='stable')
+        newest = np.append(np.diff(stamps[order]) != 0, True) if len(order) else np.zeros(0, bool)
+        return [int(row) for row in order[newest]]
+
+    def keyframe_places(self) -> dict[int, int]:
+        """Where in `records` each keyframe stands."""
+        rows = self._rows
+        return {int(rows[row]['keyframe']): place for place, row in enumerate(self._in_order())
+                if rows[row]['is_keyframe']}  # fmt: skip
+
     def records(self, keyframes: Sequence[Keyframe], elsewhere: str = 'no pose') -> list[FrameRecord]:
         """All frames by time, posed from the newest keyframe poses.
 
         `elsewhere` is the reason given for frames that hang on other keyframes than these.
         """
-        rows = self._rows[: self._count]
+        rows = self._rows
         known = {keyframe.keyframe_id: keyframe for keyframe in keyframes}
         result = []
-        for number in np.argsort(rows['stamp_ns'], kind='stable').tolist():
+        for number in self._in_order():
             row = rows[number]
             keyframe, pose = known.get(int(row['keyframe'])), None
             lies_elsewhere = keyframe is None and row['keyframe'] >= 0

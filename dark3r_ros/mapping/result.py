@@ -22,11 +22,12 @@ def build_reconstruction(
     if camera is None:
         raise ReconstructionError('no frame with calibration was seen, so there is nothing to write')
     records = log.records(sparse_map.keyframes, 'posed in another submap, which could not be joined')
-    frame_of_stamp = {record.stamp_ns: number for number, record in enumerate(records)}
-    observing = [keyframe for keyframe in sparse_map.keyframes if len(keyframe.table.observing())]
+    places = log.keyframe_places()
+    observing = [keyframe for keyframe in sparse_map.keyframes if keyframe.keyframe_id in places
+                 and len(keyframe.table.observing())]  # fmt: skip
     seen = sparse_map.observations(observing)
     landmarks, point_index = np.unique(seen.landmark, return_inverse=True)
-    frames = np.array([frame_of_stamp[keyframe.stamp_ns] for keyframe in observing], dtype=np.int64)
+    frames = np.array([places[keyframe.keyframe_id] for keyframe in observing], dtype=np.int64)
     rays = np.column_stack([seen.normalised, np.ones(len(seen.normalised))])
     observations = Observations(
         sparse_map.landmarks.points[landmarks].copy(),

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dark3r_ros.mapping.config import MappingConfig
 
 _REMEMBERED = 30  # accepted frames
@@ -26,6 +29,15 @@ class InlierBound:
     def accept(self, inliers: int) -> None:
         """Remember a pose that was believed."""
         self._recent.append(inliers)
+
+    def state(self) -> NDArray[np.int64]:
+        """What is remembered, to be saved."""
+        return np.array(self._recent, dtype=np.int64)
+
+    def restore(self, state: NDArray[np.int64]) -> None:
+        """Take what was saved."""
+        self._recent.clear()
+        self._recent.extend(state.tolist())
 
     def bound(self, failures: int) -> int:
         """Fewest inliers after so many frames in a row without a pose.

@@ -101,6 +101,25 @@ def test_settings_reach_the_pipeline_and_ranges_are_kept(bag, tmp_path, capsys):
     assert 'window' in error_line(capsys)
 
 
+def test_a_saved_map_is_continued_by_a_later_recording(bag, tmp_path, capsys):
+    live, first, second = tmp_path / 'live', tmp_path / 'first', tmp_path / 'second'
+    quick = ['--no-report', '--predictor', 'classical', '--noise', 'starvis']
+    assert main(['map', str(bag), '-o', str(first), '--duration', '2', '--save-map', str(live), *quick]) == 0
+    keyframes = json.loads((first / 'report.json').read_text())['keyframes']
+    assert main(['map', str(bag), '-o', str(second), '--start', '1', '--continue-from', str(live), *quick]) == 0
+    assert f'map of {keyframes} keyframes loaded' in capsys.readouterr().err
+    stamps = [frame.stamp_ns for frame in open_source(bag)]
+    # Frames of both recordings are in the result, those that both hold once.
+    assert read_tum(second / 'trajectory.tum').stamps_ns.tolist() == stamps
+    report = json.loads((second / 'report.json').read_text())
+    assert len(report['submaps']) == 1
+    assert set(report['loops']) == {'proposed', 'verified', 'accepted', 'refused'}
+    assert main(['map', str(bag), '-o', str(tmp_path / 'x'), '--continue-from', str(live), '--no-report']) == 2
+    assert 'predictor' in error_line(capsys)
+    assert main(['map', str(bag), '-o', str(tmp_path / 'x'), '--save-map', str(live), *quick]) == 2
+    assert '--overwrite' in error_line(capsys)
+
+
 def test_an_existing_result_is_kept_unless_asked(bag, result, capsys, tmp_path, monkeypatch):
     before = (result / 'trajectory.tum').read_bytes()
     assert main(['map', str(bag), '-o', str(result)]) == 2
