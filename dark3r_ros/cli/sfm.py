@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from dark3r_ros.evaluation.report import write_report
     from dark3r_ros.evaluation.samples import SampleCollector
+    from dark3r_ros.evaluation.sfm_figures import sfm_figures
     from dark3r_ros.storage.result import REPORT_FILE, build_report, write_result
 
     # Refused now rather than after minutes of work.
@@ -102,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
     write_result(args.output, reconstruction, report, overwrite=args.overwrite, depths=depths)
     if not args.no_report:
         full = build_report(reconstruction, report)
-        write_report(args.output, reconstruction, full, samples=samples.pictures(predictor))
+        further = sfm_figures(reconstruction, maker.views, maker.pairs, 1.5 * config.max_error)
+        write_report(args.output, reconstruction, full, samples=samples.pictures(predictor), further=further)
     shutil.rmtree(work, ignore_errors=True)
     _print_summary(args, reconstruction, report)
     return 0

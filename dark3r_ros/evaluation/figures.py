@@ -44,7 +44,8 @@ def to_png(figure: Any) -> bytes:
     return stream.getvalue()
 
 
-def _style(axes: Any, title: str) -> None:
+def style_axes(axes: Any, title: str) -> None:
+    """Title, ticks and grid as in all figures."""
     axes.set_title(title, fontsize=10, color=INK, loc='left')
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(color='#e6e8eb', linewidth=0.6)
@@ -95,7 +96,7 @@ def trajectory_figure(reconstruction: Reconstruction, truth: Trajectory | None =
     axes.set_aspect('equal', 'datalim')
     axes.set_xlabel(f'right [{unit}]', fontsize=8)
     axes.set_ylabel(f'forward [{unit}]', fontsize=8)
-    _style(axes, 'Camera path from above')
+    style_axes(axes, 'Camera path from above')
     return to_png(figure)
 
 
@@ -111,7 +112,7 @@ def health_figure(frames: Sequence[FrameRecord]) -> bytes:
     else:
         upper.text(0.5, 0.5, 'unknown', ha='center', transform=upper.transAxes, color=GREY)
     upper.set_ylabel('dB', fontsize=8)
-    _style(upper, 'Signal-to-noise ratio at network resolution')
+    style_axes(upper, 'Signal-to-noise ratio at network resolution')
     lower.plot(seconds, [frame.matches for frame in frames], color=GREY, linewidth=1.0, label='matches')
     lower.plot(seconds, [frame.inliers for frame in frames], color=BLUE, linewidth=1.3, label='inliers')
     if not posed.all():
@@ -120,14 +121,14 @@ def health_figure(frames: Sequence[FrameRecord]) -> bytes:
     lower.set_ylim(bottom=0)
     lower.set_xlabel('seconds after the first frame', fontsize=8)
     lower.legend(fontsize=8, frameon=False)
-    _style(lower, 'Correspondences')
+    style_axes(lower, 'Correspondences')
     return to_png(figure)
 
 
-def samples_figure(samples: Sequence[SamplePicture]) -> bytes:
-    """Pictures side by side with their titles: three in a row, five where they stand upright."""
+def samples_figure(samples: Sequence[SamplePicture], columns: int = 0) -> bytes:
+    """Pictures side by side with their titles: three in a row, five where they stand upright, or `columns`."""
     aspect = max(sample.image.shape[0] / sample.image.shape[1] for sample in samples)
-    columns = min(5 if aspect > 1.2 else 3, len(samples))
+    columns = min(columns or (5 if aspect > 1.2 else 3), len(samples))
     rows = -(-len(samples) // columns)
     side = 9.6 / max(columns, 2)
     figure = new_figure(side * columns, (side * aspect + 0.3) * rows)
@@ -178,5 +179,5 @@ def cloud_figure(reconstruction: Reconstruction) -> bytes:
             axes.plot(*line[0, :2], 'o', color=GREEN, markersize=6)
         axes.set_aspect('equal', 'datalim')
         axes.set_facecolor('#f6f8fa')
-        _style(axes, f'Cloud {title}: {len(reconstruction.cloud)} points')
+        style_axes(axes, f'Cloud {title}: {len(reconstruction.cloud)} points')
     return to_png(figure)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dark3r_ros.evaluation.figures import (
     samples_figure,
     trajectory_figure,
 )
+from dark3r_ros.evaluation.sfm_figures import set_aside_table, sfm_rows
 from dark3r_ros.evaluation.trajectory_metrics import associate, score_trajectory
 from dark3r_ros.storage.files import replacing, write_text
 from dark3r_ros.types import Reconstruction, Trajectory
@@ -25,6 +26,7 @@ from dark3r_ros.types import Reconstruction, Trajectory
 __all__ = ['SamplePicture', 'write_report']
 
 _MAX_SAMPLES = 9
+_FURTHER = ('pairs', 'pair_matches')
 _TOLERANCE_NS = 20_000_000
 _STYLE = """
 body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;color:#24292f;background:#fff;margin:0}
@@ -80,6 +82,7 @@ def report_rows(report: dict[str, Any], evaluation: dict[str, Any] | None) -> li
         ('Wall time', _number(report.get('wall_s'), '{:.1f} s')),
         ('Time by stage', stages),
         ('Peak memory', _number(report.get('peak_memory_mb'), '{:.0f} MB')),
+        *sfm_rows(report.get('sfm') or {}),
         ('Matcher', str(report.get('predictor') or '')),
         ('Network weights', str(report.get('weights_sha256') or '')),
     ]
@@ -136,9 +139,14 @@ def _figures(
         figures['health'] = health_figure(reconstruction.frames)
     if samples:
         figures['samples'] = samples_figure(samples[:_MAX_SAMPLES])
-    elif (folder / 'samples.png').is_file():
-        figures['samples'] = (folder / 'samples.png').read_bytes()
+    else:
+        figures |= _kept(folder, ('samples',))
     return figures
+
+
+def _kept(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Figures that an earlier report left and that cannot be made from the result alone."""
+    return {name: (folder / f'{name}.png').read_bytes() for name in names if (folder / f'{name}.png').is_file()}
 
 
 def write_report(
@@ -149,6 +157,7 @@ def write_report(
     samples: Sequence[SamplePicture] = (),
     truth: Trajectory | None = None,
     truth_aligned: bool = False,
+    further: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write `report.html` and `report/*.png` into a result folder and return the path of the page.
 
@@ -158,6 +167,7 @@ def write_report(
     reconstruction, report: what `write_result` wrote (`report` as in report.json).
     samples: pictures to show, matches already drawn; at most nine.
     truth: true poses; aligned by stamp here, or already in the frame of the estimate with `truth_aligned`.
+    further: figures of `sfm_figures`; earlier ones are kept.
 
     Raises OutputError when the place cannot be written, DependencyError without matplotlib.
 
@@ -166,6 +176,7 @@ def write_report(
     if truth is not None and not truth_aligned:
         truth = truth_in_map(reconstruction, truth)
     figures = _figures(folder / 'report', reconstruction, samples, truth)
+    figures |= _kept(folder / 'report', _FURTHER) | dict(further or {})
     for name, data in figures.items():
         with replacing(folder / 'report' / f'{name}.png') as stream:
             stream.write(data)
@@ -191,7 +202,13 @@ def _page(name: str, report: dict[str, Any], evaluation: dict[str, Any] | None, 
     ]
     if 'samples' in figures:
         parts.append(f'<h2>Frames</h2>{_image(figures["samples"], "sample frames")}')
+    if 'pairs' in figures:
+        parts.append(f'<h2>Pairs</h2>{_image(figures["pairs"], "pair graph")}')
+    if 'pair_matches' in figures:
+        parts.append(f'<h2>Best and worst pairs</h2>{_image(figures["pair_matches"], "matches of pairs")}')
     parts.append(f'<h2>Cloud</h2>{_image(figures["cloud"], "cloud")}')
+    if report.get('sfm'):
+        parts.append(set_aside_table(report.get('per_frame') or ()))
     if warnings:
         parts.append(f'<h2>Warnings</h2><ul>{warnings}</ul>')
     parts.append(f'<h2>Figures</h2><table>{rows}</table>')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the focal length that was given the one that the matches want?
+"""Whether the focal length that was given is the one that the matches want.
 
 Every view is scaled by the same factor: calibrations are wrong together, from another resolution or another lens.
 A step of the focal length from the finished adjustment says at little cost whether it wants to move. Only then poses

@@ -73,9 +73,9 @@ def supported(
 ) -> set[int]:
     """Views that the matches hold in place: the largest group whose pairs agree with the poses.
 
-    A view falls out when fewer than `min_agreement` of the matches that it shares with the others agree, the worst
-    first, or when it has fewer than `min_inliers` observations. A pair holds two views together when half of its
-    matches agree, and at least `min_inliers`.
+    A view falls out when the matches that agree are fewer than `min_agreement` of those that the geometries of its
+    single pairs explain, the worst first, or when it has fewer than `min_inliers` observations. A pair holds two views
+    together when half as many of its matches agree, and at least `min_inliers`.
     """
     good = {(pair.first, pair.second): agreeing(pair, poses, views, 1.5 * config.max_error) for pair in pairs}
     inside = [pair for pair in pairs if pair.first in poses and pair.second in poses]
@@ -92,19 +92,19 @@ def supported(
         for pair in inside
         if pair.first in kept
         and pair.second in kept
-        and good[pair.first, pair.second] >= max(config.min_inliers, 0.5 * len(pair))
+        and good[pair.first, pair.second] >= max(config.min_inliers, 0.5 * pair.support)
     ]
     return _largest_group(edges)
 
 
 def _shares(pairs: Sequence[VerifiedPair], good: Mapping[tuple[int, int], int]) -> dict[int, float]:
-    """Share of the matches of each view that agree."""
+    """Matches of each view that agree with the poses, over those that agree with the geometries of its pairs."""
     agreed: dict[int, int] = {}
     total: dict[int, int] = {}
     for pair in pairs:
         for number in (pair.first, pair.second):
             agreed[number] = agreed.get(number, 0) + good[pair.first, pair.second]
-            total[number] = total.get(number, 0) + len(pair)
+            total[number] = total.get(number, 0) + pair.support
     return {number: agreed[number] / total[number] for number in total}
 
 
@@ -119,14 +119,22 @@ def _largest_group(edges: Sequence[VerifiedPair]) -> set[int]:
     return set(numbers[group == np.bincount(group).argmax()].tolist())
 
 
-def agreeing(pair: VerifiedPair, poses: Mapping[int, Array], views: Sequence[View], max_error: float) -> int:
-    """Matches of a pair whose epipolar error under the poses stays below `max_error` pixels; 0 without both poses."""
+def agreement(
+    pair: VerifiedPair, poses: Mapping[int, Array], views: Sequence[View], max_error: float
+) -> NDArray[np.bool_] | None:
+    """Which matches (N,) of a pair have an epipolar error below `max_error` pixels; None without both poses."""
     if pair.first not in poses or pair.second not in poses:
-        return 0
+        return None
     relative = poses[pair.second] @ se3.inverse(poses[pair.first])
     if np.linalg.norm(relative[:3, 3]) < 1e-12:
-        return 0
+        return np.zeros(len(pair), dtype=bool)
     first = views[pair.first].normalised(pair.pixels_first)
     second = views[pair.second].normalised(pair.pixels_second)
     error = sampson_distance(relative, first, second) * views[pair.first].focal
-    return int((error < max_error).sum())
+    return np.asarray(error < max_error)
+
+
+def agreeing(pair: VerifiedPair, poses: Mapping[int, Array], views: Sequence[View], max_error: float) -> int:
+    """Number of matches that agree with the poses as `agreement` says; 0 without both poses."""
+    found = agreement(pair, poses, views, max_error)
+    return 0 if found is None else int(found.sum())

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matches of pairs of views that agree with a two-view geometry."""
+"""Matches of pairs of views, and which of them agree with a two-view geometry.
+
+A pair alone is often explained by a wrong geometry as well as by the right one, where the scene is nearly flat and
+matches are coarse. So its other matches are kept as well: the poses of all views together decide in the end.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +25,15 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class VerifiedPair:
-    """Inlier matches of two views and their relative pose.
+    """Matches of two views, and a relative pose that explains many of them.
 
     Attributes
     ----------
-    first, second: numbers of the views. tried: matches before verification.
+    first, second: numbers of the views. tried: matches that the predictor gave.
     pixels_first, pixels_second: (N, 2) pixels of the planes.
     identity_first, identity_second: (N,) numbers of keypoints within their view, -1 where a side is none.
     star: whether identities name anchors: one side of a match is a keypoint, the other a measurement of its own.
-    confidence: (N,).
+    confidence: (N,). agrees: (N,) whether a match agrees with the relative pose.
     second_from_first: (4, 4), translation of unit length. parallax: median triangulation angle in radians.
 
     """
@@ -42,6 +46,7 @@ class VerifiedPair:
     identity_second: Index
     star: bool
     confidence: Array
+    agrees: NDArray[np.bool_]
     second_from_first: Array
     parallax: float
     tried: int
@@ -58,7 +63,17 @@ class VerifiedPair:
             identity_first=self.identity_first[rows],
             identity_second=self.identity_second[rows],
             confidence=self.confidence[rows],
+            agrees=self.agrees[rows],
         )
+
+    @property
+    def support(self) -> int:
+        """Number of matches that agree with the relative pose."""
+        return int(self.agrees.sum())
+
+    def verified(self) -> VerifiedPair:
+        """Those matches alone."""
+        return self.select(self.agrees)
 
 
 def thin_pairs(pairs: Sequence[VerifiedPair], per_view: int) -> list[VerifiedPair]:
@@ -104,7 +119,7 @@ def identities(matches: Correspondences, first: View, second: View) -> tuple[Ind
 def verify(
     pair: tuple[int, int], views: Sequence[View], matches: Correspondences, config: SfmConfig
 ) -> VerifiedPair | None:
-    """Keep the matches that agree with one relative pose, or None where too few do."""
+    """Find a relative pose that the matches agree with, or None where too few do."""
     first, second = views[pair[0]], views[pair[1]]
     if len(matches) < config.min_inliers:
         return None
@@ -124,10 +139,11 @@ def _geometry(first: View, second: View, matches: Correspondences, config: SfmCo
 def make_pair(
     pair: tuple[int, int], views: Sequence[View], matches: Correspondences, geometry: TwoViewGeometry, most: int = 0
 ) -> VerifiedPair:
-    """Inliers of a geometry, the `most` confident of them unless that is 0."""
-    kept = matches.select(geometry.inliers)
-    if 0 < most < len(kept):
-        kept = kept.select(np.sort(np.argsort(-kept.confidence, kind='stable')[:most]))
+    """Matches with a geometry: all, or the `most` confident, those that agree first."""
+    rows = np.arange(len(matches))
+    if 0 < most < len(matches):
+        rows = np.sort(np.lexsort((-matches.confidence, ~geometry.inliers))[:most])
+    kept = matches.select(rows)
     identity_first, identity_second, star = identities(kept, views[pair[0]], views[pair[1]])
     return VerifiedPair(
         pair[0],
@@ -138,6 +154,7 @@ def make_pair(
         identity_second,
         star,
         kept.confidence,
+        geometry.inliers[rows],
         geometry.second_from_first,
         geometry.median_parallax,
         len(matches),

@@ -70,7 +70,7 @@ class SfmRun:
     ----------
     work: folder where finished pairs are kept, so that a run that was killed goes on; None keeps nothing.
     seconds: wall time by stage. notes: choices made and what was found, for the report.
-    depths: depth map by frame, where they were made. views: the frames as they were used.
+    depths: depth map by frame, where they were made. views: the frames as they were used. pairs: of them, matched.
     covariance: (6, 6) of the left twist of camera_from_world (translation, rotation) by frame.
     warnings: lines that the user should read.
 
@@ -86,6 +86,7 @@ class SfmRun:
     depths: dict[int, DepthMap] = field(default_factory=dict)
     views: list[View] = field(default_factory=list)
     covariance: dict[int, Array] = field(default_factory=dict)
+    pairs: list[VerifiedPair] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def __call__(self, frames: Iterable[Frame], expected: int = 0) -> Reconstruction:
@@ -97,7 +98,7 @@ class SfmRun:
             taken = take_views(frames, self.predictor, self.config, self.noise)
             self.views = views = list(self.progress(taken, expected, 'encoding'))
         with self._timed('pairs'):
-            pairs = self._pairs(views)
+            self.pairs = pairs = self._pairs(views)
         tracks = build_tracks(views, pairs)
         with self._timed('start'):
             poses = self._start(views, pairs)
@@ -149,7 +150,7 @@ class SfmRun:
             'tried': len(graph),
             'verified': len(pairs),
             'resumed': len(done & set(graph)),
-            'matches': sum(len(pair) for pair in pairs),
+            'matches': sum(pair.support for pair in pairs),
         }
         return pairs
 
@@ -165,6 +166,7 @@ class SfmRun:
             'predictor': self.predictor.fingerprint,
             'config': {name: getattr(self.config, name) for name in _PAIR_SETTINGS},
             'views': len(views),
+            'format': 2,
             'stamps': hashlib.blake2b(stamps, digest_size=8).hexdigest(),
         }
 

@@ -25,7 +25,8 @@ Array = NDArray[np.float64]
 
 # More matches than these are thinned out for the start; fewer are all needed.
 _PLENTY = 60_000
-# Share of the verified matches that agree with poses beyond doubt; below it another method gets its chance.
+# Matches that agree with poses beyond doubt, over those that agree with the geometries of single pairs; below it
+# another method gets its chance.
 _CLEAR = 0.8
 
 
@@ -44,8 +45,9 @@ def first_poses(
     """
     if not pairs:
         return {}, {'method': config.mapper, 'posed': 0}
-    total = sum(len(pair) for pair in pairs)
-    chosen = pairs if total <= _PLENTY else thin_pairs(pairs, config.start_points)
+    verified = [pair.verified() for pair in pairs]
+    total = sum(len(pair) for pair in verified)
+    chosen = verified if total <= _PLENTY else thin_pairs(verified, config.start_points)
     everyone = {number for pair in pairs for number in (pair.first, pair.second)}
     best: dict[int, Array] = {}
     found: dict[str, Any] = {}

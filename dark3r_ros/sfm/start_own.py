@@ -45,7 +45,7 @@ def _seeds(pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
     """Pairs with many matches and parallax."""
 
     def merit(pair: VerifiedPair) -> float:
-        return len(pair) * min(np.degrees(pair.parallax) / 8.0, 1.0)
+        return pair.support * min(np.degrees(pair.parallax) / 8.0, 1.0)
 
     return sorted(pairs, key=lambda pair: (-merit(pair), pair.first, pair.second))[:_SEEDS]
 

@@ -42,6 +42,7 @@ def pack(pair: Pair, result: VerifiedPair | None) -> bytes:
         result.identity_first.astype('<i4'),
         result.identity_second.astype('<i4'),
         result.confidence.astype('<f4'),
+        result.agrees.astype('u1'),
     )
     return fixed + b''.join(array.tobytes() for array in arrays)
 
@@ -53,7 +54,7 @@ def unpack(body: bytes) -> tuple[Pair, VerifiedPair | None]:
         return (first, second), None
     offset = _FIXED.size
     arrays = []
-    for kind, width in (('<f4', 2), ('<f4', 2), ('<i4', 1), ('<i4', 1), ('<f4', 1)):
+    for kind, width in (('<f4', 2), ('<f4', 2), ('<i4', 1), ('<i4', 1), ('<f4', 1), ('u1', 1)):
         array = np.frombuffer(body, kind, count * width, offset)
         offset += array.nbytes
         arrays.append(array)
@@ -66,6 +67,7 @@ def unpack(body: bytes) -> tuple[Pair, VerifiedPair | None]:
         arrays[3].astype(np.int64),
         bool(star),
         arrays[4].astype(np.float64),
+        arrays[5].astype(bool),
         np.array(pose).reshape(4, 4),
         parallax,
         tried,

@@ -90,10 +90,13 @@ def normalise_pixels(views: Sequence[View], view: Index, pixels: Array) -> Array
 
 
 def build_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:
-    """Star tracks where the pairs have anchors, ordinary ones where they have keypoints on both sides."""
+    """Star tracks of all matches where the pairs have anchors; ordinary ones of those that agree with their geometry.
+
+    A wrong match spoils one observation of a star, but joins two ordinary tracks for good.
+    """
     if all(pair.star for pair in pairs):
         return _star_tracks(views, pairs)
-    return _joined_tracks(views, pairs)
+    return _joined_tracks(views, [pair.verified() for pair in pairs])
 
 
 def _star_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:
