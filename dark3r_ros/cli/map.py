@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, open_inp
 from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import PipelineStatus
+from dark3r_ros.mapping.metric import estimate_scale
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.mapping.state_file import STATE_FILE
 from dark3r_ros.matching.classical import ClassicalConfig
@@ -27,7 +29,9 @@ from dark3r_ros.matching.mini import MiniMatchConfig
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.checks import check_frame
 from dark3r_ros.raw.noise import resolve_noise
+from dark3r_ros.sfm.scale import scaled
 from dark3r_ros.storage.files import check_target, check_writable
+from dark3r_ros.storage.trajectory import read_tum
 from dark3r_ros.types import Reconstruction
 
 NAME = 'map'
@@ -43,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help='find the camera in this saved map, and go on in it')  # fmt: skip
     group.add_argument('--save-map', type=Path, metavar='MAP',
                        help='also write the live map, so that a later run or a node can go on in it')  # fmt: skip
+    group.add_argument('--odometry', type=Path, metavar='FILE',
+                       help='TUM file of odometry in metres (wheels, another camera) that gives the scale')  # fmt: skip
     add_config_arguments(parser, MappingConfig, 'mapping')
     add_config_arguments(parser, MiniMatchConfig, 'mini', 'mini')
     add_config_arguments(parser, ClassicalConfig, 'classical matcher', 'classical')
@@ -61,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save_map is not None:
         check_target(args.save_map, overwrite=args.overwrite, marker=STATE_FILE)
         check_writable(args.save_map)
+    odometry = None if args.odometry is None else read_tum(args.odometry)
     began = time.perf_counter()
     mapping = config_from_arguments(args, MappingConfig)
     classical = config_from_arguments(args, ClassicalConfig, 'classical')
@@ -87,7 +94,13 @@ def run(args: argparse.Namespace) -> int:
     if not status.posed:
         _explain_failure(pipeline)
     reconstruction = pipeline.reconstruction(largest=True)
+    scale = None if odometry is None else estimate_scale(reconstruction.trajectory(), odometry)
+    if scale is not None and scale.known:
+        reconstruction = scaled(reconstruction, scale.scale)
+    elif scale is not None:
+        print(f'dark3r: warning: the scale stays {scale}', file=sys.stderr)
     report = {
+        'scale': None if scale is None else asdict(scale),
         'wall_s': time.perf_counter() - began,
         'stages_s': pipeline.stage_seconds,
         'submaps': pipeline.submap_frames(),

@@ -29,6 +29,7 @@ _STRIDES = (1, 2, 4, 8)
 _MAX_DIRECTION_ERROR = math.radians(25.0)
 # Pull of the stated mounting of the camera on the one that the motions show; motion along a line shows only a part.
 _MOUNTING_WEIGHT = 0.05
+_BODY_FROM_OPTICAL = se3.make([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], [0.0, 0.0, 0.0])
 _WAITING_POSES = 1000
 _ODOMETRY_SAMPLES = 20000
 _SIGNIFICANT = 3.0
@@ -366,11 +367,24 @@ def _rotation_between(source: Array, target: Array) -> Array:
 
 
 def estimate_scale(
-    visual: Trajectory, odometry: Trajectory, body_from_camera: Array, config: MetricConfig | None = None
+    visual: Trajectory,
+    odometry: Trajectory,
+    body_from_camera: Array | None = None,
+    config: MetricConfig | None = None,
 ) -> ScaleEstimate:
-    """Scale of a finished trajectory; `odometry` holds odom_from_body (N, 4, 4) in metres."""
+    """Scale of a finished trajectory; `odometry` holds odom_from_body (N, 4, 4) in metres.
+
+    Without a mounting the body is taken to be the camera, with optical axes or with those of a robot (x forward),
+    whichever agrees better.
+    """
     config = config or MetricConfig(window=20000)
-    metric = MetricScale(config, body_from_camera)
+    mountings = [np.eye(4), _BODY_FROM_OPTICAL] if body_from_camera is None else [body_from_camera]
+    found = [_estimate(visual, odometry, mounting, config) for mounting in mountings]
+    return max(found, key=lambda estimate: (estimate.known, estimate.steps))
+
+
+def _estimate(visual: Trajectory, odometry: Trajectory, mounting: Array, config: MetricConfig) -> ScaleEstimate:
+    metric = MetricScale(config, mounting)
     streams = ((visual, True), (odometry, False))
     poses = [
         (stamp, is_visual, pose)

@@ -16,6 +16,7 @@ import numpy as np
 from dark3r_ros.errors import Dark3rError, DataError
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.metric import ScaleEstimate
+from dark3r_ros.mapping.state_file import STATE_FILE, STATE_FOLDER
 from dark3r_ros.nodes.map_frame import MapFrame
 from dark3r_ros.nodes.worker import Pipeline
 from dark3r_ros.sfm.scale import scaled
@@ -23,7 +24,6 @@ from dark3r_ros.storage.files import check_target, output_error, write_text
 from dark3r_ros.storage.result import REPORT_FILE, write_result
 from dark3r_ros.types import Float64Array, Reconstruction
 
-STATE_FOLDER = 'state'
 FRAME_FILE = 'map_frame.json'
 
 # The same camera calibrated again differs by less.
@@ -114,10 +114,14 @@ def read_map(folder: Path, cameras: Sequence[Camera]) -> tuple[Path, SavedFrame 
     """
     if not folder.is_dir():
         raise DataError(f'there is no saved map {folder}')
-    if not (folder / STATE_FOLDER).is_dir():
-        raise DataError(
-            f'{folder} holds no {STATE_FOLDER}/ to go on from: name a folder that ~/save_map of this version wrote'
-        )
+    state = folder / STATE_FOLDER
+    if not state.is_dir():
+        if not (folder / STATE_FILE).exists():
+            raise DataError(
+                f'{folder} holds no {STATE_FOLDER}/ to go on from: name a folder that ~/save_map or '
+                '`dark3r map --save-map` of this version wrote'
+            )
+        state = folder
     frame = _read_frame(folder / FRAME_FILE) if (folder / FRAME_FILE).exists() else None
     if frame is not None and cameras and not any(_same(frame.camera, camera) for camera in cameras):
         was, now = frame.camera, cameras[-1]
@@ -125,7 +129,7 @@ def read_map(folder: Path, cameras: Sequence[Camera]) -> tuple[Path, SavedFrame 
             f'the map was made with another camera: {was.width}x{was.height}, fx {was.fx:.1f}; now it is '
             f'{now.width}x{now.height}, fx {now.fx:.1f}'
         )
-    return folder / STATE_FOLDER, frame
+    return state, frame
 
 
 def load_map(pipeline: Pipeline, folder: Path, cameras: Sequence[Camera]) -> tuple[Sequence[str], SavedFrame | None]:

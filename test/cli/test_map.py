@@ -17,7 +17,7 @@ from dark3r_ros.cli.main import main
 from dark3r_ros.storage.bag import BagWriter
 from dark3r_ros.storage.cloud import read_ply
 from dark3r_ros.storage.source import open_source
-from dark3r_ros.storage.trajectory import read_tum
+from dark3r_ros.storage.trajectory import read_tum, write_tum
 
 TRUTH = 'truth.tum'
 
@@ -218,3 +218,25 @@ def test_truncated_bag_is_mapped_up_to_the_damage(bag, tmp_path, capsys):
     captured = capsys.readouterr()
     assert 'dark3r: warning:' in captured.err
     assert 8 < len(read_tum(tmp_path / 'out' / 'trajectory.tum')) < 24
+
+
+def test_odometry_of_another_unit_scales_the_result(bag, tmp_path, capsys):
+    truth = read_tum(bag / TRUTH)
+    truth.world_from_camera[:, :3, 3] *= 10.0  # a larger robot in a larger tunnel
+    write_tum(tmp_path / 'wheels.tum', truth)
+    folder = tmp_path / 'metric'
+    assert main(['map', str(bag), '-o', str(folder), '--odometry', str(tmp_path / 'wheels.tum'), '--no-report']) == 0
+    found = read_tum(folder / 'trajectory.tum').world_from_camera[:, :3, 3]
+    length = np.linalg.norm(np.diff(found[:: len(found) - 1], axis=0))
+    true = np.linalg.norm(np.diff(truth.world_from_camera[:: len(truth) - 1, :3, 3], axis=0))
+    assert abs(length / true - 1) < 0.05
+    report = json.loads((folder / 'report.json').read_text())
+    assert report['scale']['known'] and report['scale']['deviation'] < 0.02
+    assert report['metric_scale']
+
+    truth.world_from_camera[:, :3, 3] = 0.0  # wheels that stand still say nothing
+    write_tum(tmp_path / 'wheels.tum', truth)
+    command = ['map', str(bag), '-o', str(folder), '--overwrite', '--odometry', str(tmp_path / 'wheels.tum')]
+    assert main([*command, '--no-report']) == 0
+    assert 'the scale stays arbitrary' in capsys.readouterr().err
+    assert not json.loads((folder / 'report.json').read_text())['scale']['known']

@@ -145,8 +145,14 @@ def test_memory_is_bounded():
 
 def test_a_finished_trajectory_in_one_call():
     drive = Drive(frames=600)
-    found = estimate_scale(Trajectory(drive.stamps, drive.units), Trajectory(drive.stamps, drive.wheels), MOUNTED)
+    visual, wheels = Trajectory(drive.stamps, drive.units), Trajectory(drive.stamps, drive.wheels)
+    found = estimate_scale(visual, wheels, MOUNTED)
     assert isinstance(found, ScaleEstimate) and abs(found.scale / TRUE - 1) < 0.01
+    # Nothing stated: robot axes are found for the wheels, optical axes for another camera's trajectory.
+    assert abs(estimate_scale(visual, wheels).scale / TRUE - 1) < 0.01
+    other = drive.units.copy()
+    other[:, :3, 3] *= 2.5
+    assert abs(estimate_scale(visual, Trajectory(drive.stamps, other)).scale / 2.5 - 1) < 1e-3
 
 
 def test_the_track_interpolates_and_refuses_gaps_and_the_future():
