@@ -79,6 +79,8 @@ class MiniFeatures:
         return sum(part.nbytes for part in parts)
 
 
+_REMEMBERED = 400  # pairs whose second order has not been asked for
+
 # Coarse descriptors (C, rows, columns), and logits (1, rows, columns) of the chance that the other frame sees a cell.
 _Maps = tuple[Tensor, Tensor | None]
 
@@ -138,6 +140,7 @@ class MiniPredictor:
         self.device = torch.device(chosen)
         self.network = network.to(self.device)
         self.coarse_factor, self.fine_factor = float(network.coarse_factor), float(network.fine_factor)
+        self._related: dict[tuple[int, int], tuple[MiniFeatures, MiniFeatures, Tensor, Tensor]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -183,9 +186,22 @@ class MiniPredictor:
         )
 
     def coarse_maps(self, a: MiniFeatures, b: MiniFeatures) -> tuple[Tensor, Tensor]:
-        """Coarse descriptors (C, rows, columns) of both frames, each in the light of the other where possible."""
+        """Coarse descriptors (C, rows, columns) of both frames, each in the light of the other where possible.
+
+        Guided matching asks for both orders of a pair, one not long after the other: what the first found is kept for
+        the second, at 0.6 MB a pair.
+        """
+        key = (id(a), id(b))
+        known = self._related.get(key[::-1])
+        if known is not None and known[0] is b and known[1] is a:
+            del self._related[key[::-1]]
+            return known[3], known[2]
         with torch.inference_mode():
             (coarse_a, _), (coarse_b, _) = self._described(a, b)
+        if self.network.cross_view is not None:
+            self._related[key] = (a, b, coarse_a, coarse_b)
+            while len(self._related) > _REMEMBERED:
+                del self._related[next(iter(self._related))]
         return coarse_a, coarse_b
 
     def _described(self, a: MiniFeatures, b: MiniFeatures) -> tuple[_Maps, _Maps]:

@@ -35,7 +35,7 @@ class FocalCheck:
     scale: float
     deviation: float
 
-    def contradicts(self, least: float = 0.04, deviations: float = 6.0) -> bool:
+    def contradicts(self, least: float = 0.08, deviations: float = 10.0) -> bool:
         """Whether the given focal length is wrong beyond noise, by a share of `least` at least."""
         shift = abs(float(np.log(self.scale)))
         return shift > least and shift > deviations * self.deviation
@@ -85,7 +85,7 @@ def check_focal(
     if step is None:
         return None
     first = FocalCheck(float(np.exp(np.clip(step[0], -_LARGEST_STEP, _LARGEST_STEP))), step[1])
-    if not first.contradicts(0.02, 3.0):
+    if not first.contradicts(0.03, 5.0):
         return first
     logarithm, current = 0.0, dict(poses)
     for _ in range(_ROUNDS):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,12 +44,17 @@ def known_points(tracks: Tracks, structure: Structure, view: int) -> tuple[Index
 
 
 def pose_remaining(
-    tracks: Tracks, structure: Structure, poses: Mapping[int, Array], views: Sequence[View], config: SfmConfig
+    tracks: Tracks,
+    structure: Structure,
+    poses: Mapping[int, Array],
+    views: Sequence[View],
+    config: SfmConfig,
+    barred: Collection[int] = (),
 ) -> dict[int, Array]:
-    """Poses of further views by resection from the points known so far."""
+    """Poses of further views, except barred ones, by resection from the points known so far."""
     found: dict[int, Array] = {}
     for number, view in enumerate(views):
-        if number in poses or not view.usable:
+        if number in poses or number in barred or not view.usable:
             continue
         rows, points = known_points(tracks, structure, number)
         result = resect(

@@ -227,9 +227,9 @@ class SfmRun:
 
     def _late(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> Refined:
         """Resect views without a pose until a whole round brings nothing new."""
-        added = 0
+        added, barred = 0, self.notes['start'].get('ambiguous', ())
         while True:
-            found = pose_remaining(tracks, refined.structure, refined.poses, views, self.config)
+            found = pose_remaining(tracks, refined.structure, refined.poses, views, self.config, barred)
             if not found:
                 break
             added += len(found)
@@ -250,10 +250,12 @@ class SfmRun:
 
     def _reasons(self, views: Sequence[View], pairs: Sequence[VerifiedPair]) -> dict[int, str]:
         paired = {number for pair in pairs for number in (pair.first, pair.second)}
-        return {
+        reasons = {
             number: 'its matches are too few or do not agree' if number in paired else 'no view sees the same'
             for number in range(len(views))
         }
+        ambiguous = self.notes.get('start', {}).get('ambiguous', ())
+        return reasons | dict.fromkeys(ambiguous, 'its matches fit several poses equally well')
 
     def _finish(
         self,

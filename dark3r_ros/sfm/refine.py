@@ -18,6 +18,11 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 
+# Points of all views together in an adjustment, unless that leaves too few of each.
+_TOTAL = 25_000
+_FEWEST = 100
+
+
 @dataclass(frozen=True, eq=False)
 class Refined:
     """Poses camera_from_world by view, their structure, and the covariances (6, 6) of their left twists."""
@@ -66,6 +71,7 @@ def refine(
     current = {number: np.array(pose) for number, pose in sorted(poses.items())}
     count = max(current, default=-1) + 1
     covariance: dict[int, Array] = {}
+    per_view = min(per_view, max(_FEWEST, _TOTAL // max(len(current), 1)))
     likely = _longest(tracks, current, 2 * per_view)
     for round_number, error in enumerate(errors):
         structure = triangulate_tracks(likely, current, focal, error, min_parallax)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dark3r_ros.errors import ConfigError, DependencyError
 from dark3r_ros.model.predictor import Predictor
+from dark3r_ros.sfm.ambiguity import settled_views
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.late import agreeing
 from dark3r_ros.sfm.pairs import VerifiedPair, thin_pairs
@@ -28,6 +29,8 @@ _PLENTY = 60_000
 # Matches that agree with poses beyond doubt, over those that agree with the geometries of single pairs; below it
 # another method gets its chance.
 _CLEAR = 0.8
+# Keypoints of all views together that a start is made from, unless that leaves too few of each.
+_START_TOTAL = 20_000
 
 
 def first_poses(
@@ -41,14 +44,15 @@ def first_poses(
 
     `auto` takes COLMAP's incremental mapper, which measured best on dark sequences. Where pycolmap is missing, views
     are left out, or many matches disagree with its poses, our own tries as well, and the alignment of point maps where
-    the predictor gives them; the poses that more matches agree with win.
+    the predictor gives them; the poses that more matches agree with win. Where even these explain few, views that
+    other starts put elsewhere with nearly as many matches are left out, and listed as `ambiguous`.
     """
     if not pairs:
         return {}, {'method': config.mapper, 'posed': 0}
     verified = [pair.verified() for pair in pairs]
     total = sum(len(pair) for pair in verified)
-    chosen = verified if total <= _PLENTY else thin_pairs(verified, config.start_points)
     everyone = {number for pair in pairs for number in (pair.first, pair.second)}
+    chosen = verified if total <= _PLENTY else thin_pairs(verified, _per_view(len(everyone), config.start_points))
     best: dict[int, Array] = {}
     found: dict[str, Any] = {}
     method, most = '', -1
@@ -69,7 +73,17 @@ def first_poses(
             best, method, most = poses, name, support
         if len(poses) == len(everyone) and support >= _CLEAR * total:
             break
-    return best, {'method': method, 'posed': len(best), 'tried': found}
+    note: dict[str, Any] = {'method': method, 'posed': len(best), 'tried': found}
+    if config.mapper == 'auto' and len(best) > 2 and most < _CLEAR * total:
+        settled = settled_views(best, most, pairs, views, config)
+        note['ambiguous'] = sorted(set(best) - settled)
+        best = {number: pose for number, pose in best.items() if number in settled} if len(settled) > 2 else {}
+    return best, note
+
+
+def _per_view(count: int, most: int) -> int:
+    """Keypoints of each view that a start is made from: fewer of each where many views share the work."""
+    return min(most, max(100, _START_TOTAL // max(count, 1)))
 
 
 def _methods(predictor: Predictor, config: SfmConfig) -> list[str]:

@@ -123,6 +123,9 @@ def _incremental_options(pycolmap: ModuleType, max_error: float, seed: int) -> o
     options.num_threads, options.random_seed = 1, seed
     options.extract_colors = options.ba_refine_focal_length = options.ba_refine_extra_params = False
     options.min_model_size = 3
+    # Our own adjustment follows: here the map need not be perfect after every few views.
+    options.ba_global_frames_ratio = options.ba_global_points_ratio = 1.25
+    options.ba_global_max_refinements = 2
     options.mapper.init_min_tri_angle = 4.0
     options.mapper.init_min_num_inliers = 40
     options.mapper.abs_pose_min_num_inliers = 20

@@ -32,8 +32,8 @@ def map_incrementally(
     tracks = build_tracks(views, pairs)
     paired = {number for pair in pairs for number in (pair.first, pair.second)}
     best: dict[int, Array] = {}
-    for pair in _seeds(pairs):
-        poses = _grow(pair, tracks, views, config, tick)
+    for pair in seed_pairs(pairs, _SEEDS):
+        poses = grow(pair, tracks, views, config, tick)
         if len(poses) > len(best):
             best = poses
         if len(best) == len(paired):
@@ -41,13 +41,13 @@ def map_incrementally(
     return best
 
 
-def _seeds(pairs: Sequence[VerifiedPair]) -> list[VerifiedPair]:
-    """Pairs with many matches and parallax."""
+def seed_pairs(pairs: Sequence[VerifiedPair], count: int) -> list[VerifiedPair]:
+    """The `count` pairs with most matches and parallax."""
 
     def merit(pair: VerifiedPair) -> float:
         return pair.support * min(np.degrees(pair.parallax) / 8.0, 1.0)
 
-    return sorted(pairs, key=lambda pair: (-merit(pair), pair.first, pair.second))[:_SEEDS]
+    return sorted(pairs, key=lambda pair: (-merit(pair), pair.first, pair.second))[:count]
 
 
 def _adjusted(tracks: Tracks, poses: dict[int, Array], views: Sequence[View], config: SfmConfig, last: bool) -> Refined:
@@ -58,9 +58,14 @@ def _adjusted(tracks: Tracks, poses: dict[int, Array], views: Sequence[View], co
     return refine(tracks, poses, focal, errors=errors, min_parallax=parallax, per_view=100, iterations=8)
 
 
-def _grow(
-    pair: VerifiedPair, tracks: Tracks, views: Sequence[View], config: SfmConfig, tick: Callable[[], None] | None
+def grow(
+    pair: VerifiedPair,
+    tracks: Tracks,
+    views: Sequence[View],
+    config: SfmConfig,
+    tick: Callable[[], None] | None = None,
 ) -> dict[int, Array]:
+    """Poses camera_from_world by view of the map that grows from one pair."""
     poses = {pair.first: np.eye(4), pair.second: pair.second_from_first}
     state = _adjusted(tracks, poses, views, config, False)
     adjusted = 2

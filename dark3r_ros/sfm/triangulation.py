@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.geometry.two_view import reprojection_errors, triangulate
+from dark3r_ros.geometry.two_view import reprojection_errors
 from dark3r_ros.sfm.tracks import Tracks
 
 Array = NDArray[np.float64]
@@ -74,10 +74,25 @@ def _errors(tracks: Tracks, table: Array, points: Array) -> Array:
 
 
 def _proposals(tracks: Tracks, table: Array, rows: Index) -> Array:
-    """Point (R, 3) that each of some observations makes with its centre; nonsense at the centres themselves."""
+    """Point (R, 3) halfway between the rays of some observations and their centres; nonsense at the centres."""
     centre = tracks.centre[tracks.point[rows]]
-    poses = np.stack([table[tracks.view[centre]], table[tracks.view[rows]]], axis=1)
-    return triangulate(poses, np.stack([tracks.normalised[centre], tracks.normalised[rows]], axis=1))
+    origins = -np.einsum('vji,vj->vi', table[:, :3, :3], table[:, :3, 3])
+    first, second = origins[tracks.view[centre]], origins[tracks.view[rows]]
+    own, other = _directions(tracks, table, centre), _directions(tracks, table, rows)
+    cosine = np.einsum('ij,ij->i', own, other)
+    shift = second - first
+    along, across = np.einsum('ij,ij->i', own, shift), np.einsum('ij,ij->i', other, shift)
+    sine = np.maximum(1.0 - cosine**2, 1e-12)
+    near = first + ((along - cosine * across) / sine)[:, None] * own
+    far = second + ((cosine * along - across) / sine)[:, None] * other
+    return 0.5 * (near + far)
+
+
+def _directions(tracks: Tracks, table: Array, rows: Index) -> Array:
+    """Unit vectors (R, 3) in the world from the views towards some observations."""
+    rays = np.column_stack([tracks.normalised[rows], np.ones(len(rows))])
+    turned = np.einsum('kji,kj->ki', table[:, :3, :3][tracks.view[rows]], rays)
+    return turned / np.linalg.norm(turned, axis=1, keepdims=True)
 
 
 def _vote(tracks: Tracks, table: Array, limit: float, min_parallax: float) -> Array:
