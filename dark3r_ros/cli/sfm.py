@@ -8,7 +8,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,10 +24,13 @@ from dark3r_ros.cli.common import (
 )
 from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, open_input, provenance
 from dark3r_ros.errors import ConfigError, DataError, ReconstructionError
+from dark3r_ros.geometry.open3d import import_open3d
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.noise import resolve_noise
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
+from dark3r_ros.sfm.mesh import fuse_mesh
 from dark3r_ros.sfm.pipeline import SfmRun, ShardDone
+from dark3r_ros.sfm.result import world_poses
 from dark3r_ros.sfm.scale import (
     scale_from_distance,
     scale_from_odometry,
@@ -35,9 +38,11 @@ from dark3r_ros.sfm.scale import (
     scaled_covariance,
     scaled_depths,
 )
+from dark3r_ros.sfm.views import View
 from dark3r_ros.storage.files import check_target, check_writable
+from dark3r_ros.storage.mesh import write_mesh_ply
 from dark3r_ros.storage.trajectory import read_tum
-from dark3r_ros.types import Frame, Reconstruction
+from dark3r_ros.types import DepthMap, Frame, Reconstruction
 
 NAME = 'sfm'
 HELP = 'reconstruct a recording offline: all views at once, for the dark and for unordered sets'
@@ -55,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=('FRAME', 'FRAME', 'M'),
         help='two frames (file name, stamp or number) and their distance in metres, which give the scale',
     )
+    parser.add_argument('--mesh', action='store_true', help='make mesh.ply of the depth maps as well (needs Open3D)')
     add_config_arguments(parser, SfmConfig, 'reconstruction')
     add_decode_arguments(parser)
 
@@ -71,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.output)
     began = time.perf_counter()
     config = config_from_arguments(args, SfmConfig)
+    if args.mesh:
+        _check_mesh(config)
     noise = resolve_noise(args.noise) if args.noise else None
     predictor = make_predictor(args.predictor, noise=noise, mini=OFFLINE_MINI)
     source = open_input(args)
@@ -101,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
         'pose_sigma': _sigmas(maker.covariance, scale or 1.0),
     }
     write_result(args.output, reconstruction, report, overwrite=args.overwrite, depths=depths)
+    if args.mesh:
+        _write_mesh(args.output / 'mesh.ply', depths, maker.views, reconstruction)
     if not args.no_report:
         full = build_report(reconstruction, report)
         further = sfm_figures(reconstruction, maker.views, maker.pairs, 1.5 * config.max_error)
@@ -108,6 +118,25 @@ def run(args: argparse.Namespace) -> int:
     shutil.rmtree(work, ignore_errors=True)
     _print_summary(args, reconstruction, report)
     return 0
+
+
+def _check_mesh(config: SfmConfig) -> None:
+    """Refuse at once what would fail after minutes."""
+    if not config.dense:
+        raise ConfigError('--mesh needs the depth maps that --dense false leaves out')
+    import_open3d()
+
+
+def _write_mesh(
+    path: Path, depths: Mapping[int, DepthMap], views: Sequence[View], reconstruction: Reconstruction
+) -> None:
+    """Write the mesh, or say why there is none: everything else is there already."""
+    try:
+        mesh = fuse_mesh(depths, views, world_poses(reconstruction))
+    except ReconstructionError as error:
+        print(f'dark3r: warning: no mesh: {error}', file=sys.stderr)
+        return
+    write_mesh_ply(path, mesh.vertices, mesh.colors, mesh.triangles)
 
 
 def _scale(args: argparse.Namespace, reconstruction: Reconstruction) -> float | None:

@@ -6,11 +6,7 @@ Open3D is an optional package. Depth, light and textures are those of the analyt
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import importlib.util
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -21,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dark3r_ros.errors import DataError, DependencyError
+from dark3r_ros.errors import DataError
+from dark3r_ros.geometry.open3d import import_open3d
 from dark3r_ros.simulation.build import make_light
 from dark3r_ros.simulation.gltf import TexturedMesh, read_glb
 from dark3r_ros.simulation.paths import Path
@@ -31,22 +28,6 @@ from dark3r_ros.simulation.texture import TextureBank, bank_from_textures, srgb_
 from dark3r_ros.simulation.views import Views
 
 _TEXTURE_SIZE = 512
-
-
-def import_open3d() -> Any:
-    """Import Open3D, lending it the libusb of a Python package where the system has none."""
-    if importlib.util.find_spec('open3d') is None:
-        raise DependencyError('meshes need Open3D: pip install "dark3r_ros[mesh]"')
-    with suppress(ImportError, OSError):
-        return importlib.import_module('open3d')
-    try:
-        libusb = importlib.import_module('libusb_package')
-        ctypes.CDLL(str(libusb.get_library_path()), mode=ctypes.RTLD_GLOBAL)
-        return importlib.import_module('open3d')
-    except (ImportError, OSError) as error:
-        raise DependencyError(
-            f'Open3D cannot be loaded ({error}): install libusb-1.0, or pip install libusb-package'
-        ) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,18 +6,21 @@ import pytest
 
 from dark3r_ros.evaluation.depth_metrics import score_depth
 from dark3r_ros.geometry import se3
+from dark3r_ros.geometry.open3d import import_open3d
 from dark3r_ros.matching.guided import GuidedPair, anchor_queries
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
 from dark3r_ros.sfm.dense import depth_maps, partner_views
 from dark3r_ros.sfm.fusion import fuse, voxel_size
 from dark3r_ros.sfm.graph import complete_graph
+from dark3r_ros.sfm.mesh import fuse_mesh
 from dark3r_ros.sfm.pairs import match_pair
 from dark3r_ros.sfm.rematch import project
 from dark3r_ros.sfm.tracks import build_tracks
 from dark3r_ros.sfm.triangulation import triangulate_tracks
 from dark3r_ros.sfm.views import take_view
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
+from dark3r_ros.storage.mesh import write_mesh_ply
 from dark3r_ros.types import DepthMap
 
 COUNT = 6
@@ -123,3 +126,33 @@ def test_exact_depths_are_fused_to_exact_points(room):
     seen = (local[:, 2] > 0) & (cell >= 0).all(axis=1) & (cell < (320, 240)).all(axis=1)
     difference = np.abs(local[seen, 2] - made[0].depth[cell[seen, 1], cell[seen, 0]])
     assert np.median(difference) < voxel
+
+
+@pytest.mark.parametrize('unit', [1.0, 0.03])
+def test_a_mesh_of_exact_depths_lies_on_the_true_surfaces(room, unit, tmp_path):
+    """In metres and in an arbitrary unit; read back by Open3D from the file."""
+    pytest.importorskip('libusb_package')
+    made, views, poses, _, _ = room
+    full = np.ones((240, 320), np.float32)
+    exact = {
+        number: DepthMap((unit * np.nan_to_num(made[number].depth, posinf=0.0)).astype(np.float32), full)
+        for number in (0, 1, 2)
+    }
+    world = {number: se3.inverse(poses[number]) for number in exact}
+    for pose in world.values():
+        pose[:3, 3] *= unit
+    mesh = fuse_mesh(exact, views, world)
+    path = tmp_path / 'mesh.ply'
+    write_mesh_ply(path, mesh.vertices, mesh.colors, mesh.triangles)
+    read = import_open3d().io.read_triangle_mesh(str(path))
+    vertices, triangles = np.asarray(read.vertices), np.asarray(read.triangles)
+    assert len(triangles) > 5000 and triangles.max() < len(vertices)
+    assert np.asarray(read.vertex_colors).std() > 0.01
+    local = se3.transform_points(poses[0], vertices / unit)
+    pixels = np.rint(project(views[0], poses[0], vertices / unit))
+    seen = (local[:, 2] > 0) & (pixels >= 0).all(axis=1) & (pixels < (320, 240)).all(axis=1)
+    columns, rows = pixels[seen].astype(np.int64).T
+    truth = made[0].depth[rows, columns]
+    assert seen.mean() > 0.5
+    relative = np.abs(local[seen, 2] / truth - 1.0)
+    assert np.median(relative) < 0.005 and np.percentile(relative, 80) < 0.02
