@@ -101,7 +101,9 @@ class Services:
             '' if frame is None or not frame.scale.known else f', in metres (+- {100.0 * frame.scale.deviation:.2g} %)'
         )
         text = f'the map {folder} was loaded{scale}: looking for the camera in it'
-        return _answer(response, True, '; '.join([text, *notes]))
+        text = '; '.join([text, *notes])
+        node.get_logger().info(text)
+        return _answer(response, True, text)
 
     def write(self, snapshot: map_files.Snapshot, folder: Path, overwrite: bool) -> str:
         """Write a saved map; return a sentence for people. Raises OutputError."""
