@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Transform, TransformStamped, Vector3
-from nav_msgs.msg import Odometry, Path
+from nav_msgs.msg import OccupancyGrid, Odometry, Path
 from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
@@ -23,6 +23,9 @@ from dark3r_ros.errors import DataError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.types import Float64Array, Frame, PointCloud
+
+if TYPE_CHECKING:
+    from dark3r_ros.nodes.grid import Grid
 
 NANOSECONDS = 1_000_000_000
 
@@ -163,6 +166,17 @@ def cloud_message(cloud: PointCloud, stamp_ns: int, frame_id: str) -> PointCloud
         data=byte_array(points),
         is_dense=bool(np.isfinite(cloud.points).all()),
     )
+
+
+def grid_message(grid: Grid, stamp_ns: int, map_frame: str) -> OccupancyGrid:
+    """OccupancyGrid in the plane z = 0 of the map."""
+    message = OccupancyGrid(header=header(stamp_ns, map_frame))
+    message.info.map_load_time = stamp_from_ns(stamp_ns)
+    message.info.resolution = grid.resolution
+    message.info.height, message.info.width = grid.cells.shape
+    message.info.origin = pose_to_message(se3.make(np.eye(3), [*grid.origin, 0.0]))
+    message.data = array('b', grid.cells.tobytes())
+    return message
 
 
 def cloud_from_message(message: Any) -> PointCloud:

@@ -67,6 +67,12 @@ PATH = Topic(
 )
 CLOUD = Topic('~/cloud', 'sensor_msgs/msg/PointCloud2', 'reliable', 'Points of each new keyframe, in the map frame.')
 MAP = Topic('~/map', 'sensor_msgs/msg/PointCloud2', 'latched', 'All points, voxelised, in the map frame.')
+GRID = Topic(
+    '~/grid',
+    'nav_msgs/msg/OccupancyGrid',
+    'latched',
+    'With publish_grid: obstacles between grid_low and grid_high above the base, seen-through and driven cells free.',
+)
 KEYFRAMES = Topic(
     '~/keyframes',
     'dark3r_ros/msg/KeyframeArray',
@@ -86,7 +92,7 @@ DIAGNOSTICS = Topic(
     '/diagnostics', 'diagnostic_msgs/msg/DiagnosticArray', 'reliable', 'Health of the node once per second.'
 )
 
-OUTPUTS = (TF, ODOMETRY, PATH, CLOUD, MAP, KEYFRAMES, STATUS, EXTRINSICS, DIAGNOSTICS)
+OUTPUTS = (TF, ODOMETRY, PATH, CLOUD, MAP, GRID, KEYFRAMES, STATUS, EXTRINSICS, DIAGNOSTICS)
 
 RESET = Service('~/reset', 'std_srvs/srv/Trigger', 'Forget the map and start anew; also accepts stamps that went back.')
 PAUSE = Service('~/pause', 'std_srvs/srv/SetBool', 'true: ignore images until false; the map stays.')

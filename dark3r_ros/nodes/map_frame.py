@@ -9,6 +9,7 @@ map_from_base(t) = E world_from_camera(t) E^-1. A map that was loaded keeps the 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.nodes import convert
@@ -77,9 +78,12 @@ class MapFrame:
 
     def cloud(self, cloud: PointCloud) -> PointCloud:
         """The points in the map frame."""
+        return PointCloud(self.points(cloud.points).astype(np.float32), cloud.colors, cloud.confidence)
+
+    def points(self, points: NDArray[np.floating]) -> Float64Array:
+        """Points (N, 3) in the map frame."""
         assert self.map_from_world is not None
-        points = se3.transform_points(self.map_from_world, cloud.points * self.scale).astype(np.float32)
-        return PointCloud(points, cloud.colors, cloud.confidence)
+        return se3.transform_points(self.map_from_world, np.asarray(points, dtype=np.float64) * self.scale)
 
     @property
     def _camera_from_base(self) -> Float64Array:

@@ -52,6 +52,7 @@ class NodeConfig(Config):
     publish_path: bool = setting(True, 'Publish ~/path.', dynamic=True)
     publish_cloud: bool = setting(True, 'Publish ~/cloud for every keyframe.', dynamic=True)
     publish_map: bool = setting(True, 'Publish ~/map.', dynamic=True)
+    publish_grid: bool = setting(False, 'Publish ~/grid with every ~/map, once the scale is known.', dynamic=True)
     publish_keyframes: bool = setting(True, 'Publish ~/keyframes.', dynamic=True)
     path_period: float = setting(
         1.0, 'Least time between two paths.', unit='s', minimum=0.1, maximum=3600.0, dynamic=True
@@ -65,6 +66,39 @@ class NodeConfig(Config):
         minimum=10,
         maximum=2000,
         dynamic=True,
+    )
+    grid_resolution: float = setting(
+        0.1, 'Side of a cell of ~/grid.', unit='m', minimum=0.01, maximum=10.0, dynamic=True
+    )
+    grid_low: float = setting(
+        0.15,
+        'Height above the base from which points are obstacles.',
+        unit='m',
+        minimum=-10.0,
+        maximum=10.0,
+        dynamic=True,
+    )
+    grid_high: float = setting(
+        1.8,
+        'Height above the base up to which points are obstacles.',
+        unit='m',
+        minimum=-10.0,
+        maximum=100.0,
+        dynamic=True,
+    )
+    grid_points: int = setting(
+        2, 'Points in a cell that make an obstacle of it.', minimum=1, maximum=1000, dynamic=True
+    )
+    grid_radius: float = setting(
+        0.3,
+        'Radius of the robot: the ground that it drove over is free.',
+        unit='m',
+        minimum=0.0,
+        maximum=10.0,
+        dynamic=True,
+    )
+    grid_reach: float = setting(
+        10.0, 'Longest sight line that clears cells.', unit='m', minimum=0.1, maximum=1000.0, dynamic=True
     )
     path_length: int = setting(20000, 'Newest poses kept in ~/path.', minimum=1, maximum=1000000)
     idle_flush: float = setting(
@@ -97,6 +131,8 @@ class NodeConfig(Config):
         names = (self.map_frame, self.odom_frame, self.base_frame)
         if '' in names or len(set(names)) < len(names):
             raise ConfigError(f'map_frame, odom_frame and base_frame must be three different names, got {names}')
+        if self.grid_low >= self.grid_high:
+            raise ConfigError(f'grid_low {self.grid_low:g} must be below grid_high {self.grid_high:g}')
         if self.noise_preset and self.noise_file:
             raise ConfigError('noise_preset and noise_file exclude each other: leave one empty')
 

@@ -26,6 +26,7 @@ from dark3r_ros.mapping.events import (
     MapDiscarded,
 )
 from dark3r_ros.nodes import convert, interface, qos
+from dark3r_ros.nodes.grid import Grid
 from dark3r_ros.nodes.map_frame import MapFrame
 from dark3r_ros.nodes.node_config import NodeConfig
 from dark3r_ros.nodes.path import PathKeeper
@@ -283,6 +284,10 @@ class Outputs:
         self._publish(interface.MAP, self._cloud(voxelise(cloud, self.config.map_voxels), self.newest_ns))
         self.map_throttle.done(started, time.monotonic(), self.config.map_period)
         self.map_changed = False
+
+    def publish_grid(self, grid: Grid) -> None:
+        """Publish a grid."""
+        self._publish(interface.GRID, convert.grid_message(grid, self.newest_ns, self.config.map_frame))
 
     def publish_status(self, status: Any) -> None:
         """Publish a MappingStatus."""

@@ -52,6 +52,13 @@ since those frames never reached the node.
 Saved maps: `~/save_map` writes a result folder, in metres where the scale is known, with `state/` and
 `map_frame.json`. `~/load_map` and `load_on_start` go on in it: the map frame and the unit stay those of the saved map.
 
+Navigation: with `publish_grid`, ~/grid comes with every ~/map as soon as lengths are metres. A cell with `grid_points`
+points between `grid_low` and `grid_high` above the nearest place of the base is an obstacle; cells that a sight line of
+the camera crosses, and those that the robot drove over, are free. The structure is sparse: a smooth wall without
+texture leaves its cells unknown, so plan with unknown as an obstacle and keep a bumper.
+
+`rviz/dark3r.rviz` and `rviz/foxglove_dark3r.json` (import layout) show all of it.
+
 Fast DDS loses nearly all large frames with its default transports: set `FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA` for
 every process of the graph, as the launch files do (with `ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST`: the shared-memory
 profile `config/fastdds_profile.xml` instead).

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import time
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from dark3r_ros.errors import Dark3rError
 from dark3r_ros.mapping.advice import Advisor
 from dark3r_ros.mapping.events import FrameUnposed, StateChanged
 from dark3r_ros.nodes.diagnostics import state_name
+from dark3r_ros.nodes.grid import Grid, GridRules, grid_of
 from dark3r_ros.nodes.statistics import Once
-from dark3r_ros.nodes.worker import Result
+from dark3r_ros.nodes.worker import Pipeline, Result
 from dark3r_ros.types import MappingState, PointCloud
 
 if TYPE_CHECKING:
@@ -67,7 +69,27 @@ class Results:
         due = node.config.publish_map and node.outputs.map_changed and node.outputs.map_throttle.ready(now)
         if due and not self._map_requested:
             self._map_requested = True
-            node.worker.call(lambda pipeline: pipeline.reconstruction().cloud, self._on_map)
+            frame, rules = copy(node.frame), self._grid_rules()
+
+            def work(pipeline: Pipeline) -> tuple[PointCloud, Grid | None]:
+                result = pipeline.reconstruction()
+                return result.cloud, None if rules is None else grid_of(result, frame, rules)
+
+            node.worker.call(work, self._on_map)
+
+    def _grid_rules(self) -> GridRules | None:
+        """How the grid is made; None where none is wanted, or where lengths are not in metres."""
+        config = self._node.config
+        if not config.publish_grid or not self._node.scale.estimate.known:
+            return None
+        return GridRules(
+            config.grid_resolution,
+            config.grid_low,
+            config.grid_high,
+            config.grid_points,
+            config.grid_radius,
+            config.grid_reach,
+        )
 
     def republish(self) -> None:
         """Ask the worker for path and cloud of a map that came as a whole."""
@@ -101,11 +123,14 @@ class Results:
             node.scale.refine(node.outputs.world_from_camera)
             node.publish_status()
 
-    def _on_map(self, cloud: PointCloud | None, error: BaseException | None) -> None:
+    def _on_map(self, made: tuple[PointCloud, Grid | None] | None, error: BaseException | None) -> None:
         self._map_requested = False
         if isinstance(error, Dark3rError):
             self._node.warn(f'~/map is not available: {error}')
         elif error is not None:
             self._node.warn(f'~/map is not available: {type(error).__name__}: {error}')
-        elif self._node.outputs is not None and cloud is not None:
+        elif self._node.outputs is not None and made is not None:
+            cloud, grid = made
             self._node.outputs.publish_map(cloud)
+            if grid is not None:
+                self._node.outputs.publish_grid(grid)

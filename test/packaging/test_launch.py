@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -145,7 +146,36 @@ def test_rviz_shows_topics_that_the_node_publishes() -> None:
         if 'Topic' not in item or item['Class'].endswith('/Image'):
             continue
         topic = outputs[item['Topic']['Value']]
-        assert topic.type.split('/')[-1] == item['Class'].split('/')[1]
+        kind = item['Class'].split('/')[1]
+        assert topic.type.split('/')[-1] == {'Map': 'OccupancyGrid'}.get(kind, kind)
         latched = topic.qos == 'latched'
         assert item['Topic']['Durability Policy'] == ('Transient Local' if latched else 'Volatile')
     assert shown['Image']['Topic']['Value'] == f'/{interface.IMAGE.name}'
+
+
+def layout_panels(layout: object) -> list[str]:
+    """Panels of a Foxglove layout, which splits in two again and again."""
+    if isinstance(layout, str):
+        return [layout]
+    assert isinstance(layout, dict) and layout['direction'] in ('row', 'column') and 0 < layout['splitPercentage'] < 100
+    return layout_panels(layout['first']) + layout_panels(layout['second'])
+
+
+def test_foxglove_shows_topics_and_fields_that_the_node_publishes() -> None:
+    content = json.loads((ROOT / 'rviz' / 'foxglove_dark3r.json').read_text(encoding='utf-8'))
+    panels = content['configById']
+    assert sorted(layout_panels(content['layout'])) == sorted(panels)
+    outputs = {topic.name.replace('~', '/dark3r_mapping') for topic in interface.OUTPUTS}
+    assert set(panels['3D!dark3r']['topics']) <= outputs
+    assert panels['Image!dark3r']['imageMode'] == {
+        'imageTopic': f'/{interface.IMAGE.name}', 'calibrationTopic': f'/{interface.CAMERA_INFO.name}'
+    }  # fmt: skip
+    lines = (ROOT / 'msg' / 'MappingStatus.msg').read_text(encoding='utf-8').splitlines()
+    fields = {line.split()[1] for line in lines if line and not line.startswith('#') and '=' not in line}
+    plotted = [path['value'] for name, panel in panels.items() if name.startswith('Plot!') for path in panel['paths']]
+    assert len(plotted) > 3
+    for value in plotted:
+        topic, field = value.split('.')
+        assert topic in outputs and field in fields
+    assert panels['RawMessages!status']['topicPath'] in outputs
+    assert panels['DiagnosticSummary!dark3r']['topicToRender'] in outputs
