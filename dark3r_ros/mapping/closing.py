@@ -21,8 +21,8 @@ from dark3r_ros.model.predictor import Predictor
 # Deviations of a step between neighbours: rotation (rad), shares of its length and of the depth, scale.
 _STEP = (0.003, 0.01, 0.001, 0.01)
 # Of a loop: rotation, share of the depth, scale.
-_LOOP = (0.01, 0.05, 0.05)
-_STRAIN = 4.0  # sigmas that a loop may be off once the error is spread
+_LOOP = (0.003, 0.015, 0.015)
+_STRAIN = 8.0  # sigmas that a step or a loop may be off once the error is spread
 
 
 def close_loop(
@@ -63,7 +63,7 @@ def spread_error(submap: Submap, evidence: Sequence[Evidence]) -> list[float] | 
     edges = [_step(nodes, first, second, submap.depth(keyframes[first])) for first, second in steps]
     loops = [_loop(item, number, submap) for item in evidence]
     moved = optimise(nodes, [*edges, *loops])
-    if edge_errors(moved, loops).max() > _STRAIN:
+    if edge_errors(moved, [*edges, *loops]).max() > _STRAIN:
         return None
     submap.move(moved)
     submap.ties += [(item.place.keyframe_id, item.query.keyframe_id) for item in evidence]
@@ -97,6 +97,4 @@ def _loop(item: Evidence, number: dict[int, int], submap: Submap) -> Edge:
     query = item.old_from_new.after(_node(item.query))
     turn, share, scale = _LOOP
     sigma = (turn, share * submap.depth(item.place), scale)
-    return Edge(
-        number[item.place.keyframe_id], number[item.query.keyframe_id], place.inverse().after(query), sigma, True
-    )
+    return Edge(number[item.place.keyframe_id], number[item.query.keyframe_id], place.inverse().after(query), sigma)

@@ -28,6 +28,14 @@ class MappingConfig(Config):
     relocalisation_share: float = setting(
         0.25, 'Share of the usual inliers that a lost camera needs to be found again.', minimum=0.0, maximum=1.0
     )
+    guided_radius: float = setting(
+        0.0,
+        'Half side of the window around its expected place in which a landmark is looked for; 0 always matches whole '
+        'frames.',
+        unit='px',
+        minimum=0.0,
+        maximum=64.0,
+    )
     max_error: float = setting(
         2.0, 'Largest reprojection or epipolar error of an inlier.', unit='px', minimum=0.1, maximum=20.0
     )
@@ -77,7 +85,7 @@ class MappingConfig(Config):
         3, 'Places that look most like a new keyframe and are compared with it by geometry.', minimum=1, maximum=50
     )
     loop_likeness: float = setting(
-        0.6,
+        0.75,
         'How alike a place must look, as a share of how alike the keyframe and its neighbours look.',
         minimum=0.0,
         maximum=1.0,

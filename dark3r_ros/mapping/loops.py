@@ -48,8 +48,8 @@ class LoopGate:
         best = self._best(query, new, places) if places else None
         if best is None:
             self._missed += 1
-            if self._missed > _MISSES:
-                self.refused['not confirmed'] += bool(self._agreeing)
+            if self._missed > _MISSES and self._agreeing:
+                self.refused['not confirmed'] += 1
                 self.forget()
             return []
         self._missed = 0
@@ -111,16 +111,16 @@ class LoopGate:
 
     def _best(self, query: Keyframe, new: Submap, places: Sequence[tuple[Keyframe, Submap]]) -> Evidence | None:
         """Evidence of the place that most correspondences agree with, unless another one contradicts it."""
-        found = []
+        found: list[Evidence] = []
         for place, old in places:
             evidence = verify(query, new, place, old, self._predictor, self._config)
             if evidence is None:
                 self.refused['geometry'] += 1
+                if not found:
+                    return None  # what looks less alike is not worth the time
             else:
                 self.verified += 1
                 found.append(evidence)
-        if not found:
-            return None
         best = max(found, key=lambda evidence: evidence.inliers)
         for rival in found:
             enough = rival.inliers >= _RIVAL_SHARE * best.inliers

@@ -21,6 +21,7 @@ from dark3r_ros.mapping.completing import complete_matches, join_what_can_be
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import Event, FrameUnposed, MapDiscarded, PipelineStatus, StateChanged
 from dark3r_ros.mapping.evidence import Evidence
+from dark3r_ros.mapping.finding import find, follow
 from dark3r_ros.mapping.initialise import Initialiser, InitialPair
 from dark3r_ros.mapping.intake import Intake, RefusedError, camera_notes
 from dark3r_ros.mapping.keyframing import insert_keyframe, start_map
@@ -231,7 +232,10 @@ class MappingPipeline:
         recovering = self._failures > 0
         self._remember_young(view)
         with self._timed('track'):
-            result = self._find(view) if recovering else self._follow(view)
+            if recovering:
+                result = find(view, self._atlas, self._predictor, self._config, self._failures)
+            else:
+                result = follow(view, self._atlas.active, self._predictor, self._config, self._newest[0])
         self._newest = (result.inliers, result.matches)
         if result.camera_from_world is None:
             return self._unposed(view, result)
@@ -247,37 +251,14 @@ class MappingPipeline:
             return events + self._enter(view.stamp_ns, MappingState.RELOCALISING, message)
         return events + self._enter(view.stamp_ns, *quality(result, self._intake.snr_db, self._config))
 
-    def _follow(self, view: View) -> TrackResult:
-        """Pose of a view right after a posed one."""
-        submap, bound = self._atlas.active, self._atlas.active.trust.bound(0)
-        near = submap.narrow_references(self._newest[0])
-        result = track(view, near, submap.map, self._predictor, self._config, submap.predicted(), bound)
-        if result.camera_from_world is None:
-            wide = submap.wide_references()
-            result = track(view, wide, submap.map, self._predictor, self._config, min_inliers=bound)
-        return result
-
-    def _find(self, view: View) -> TrackResult:
-        """Pose of a view whose place is not known, in any submap; that submap becomes the active one."""
-        active = self._atlas.active
-        groups = dict(self._atlas.candidates(view.features))
-        places = [(active, [*active.wide_references(), *groups.pop(active, [])]), *groups.items()]
-        failed = failed_track(0, 'no keyframe left to compare with')
-        for submap, keyframes in places:
-            references = list({keyframe.keyframe_id: keyframe for keyframe in keyframes}.values())
-            bound = submap.trust.bound(self._failures)
-            result = track(view, references, submap.map, self._predictor, self._config, min_inliers=bound)
-            if result.camera_from_world is not None:
-                self._atlas.activate(submap)
-                return result
-            failed = max(failed, result, key=lambda one: one.matches)
-        return failed
-
     def _accept(self, view: View, result: TrackResult) -> list[Event]:
         """Log a tracked view and make it a keyframe where it shows something new."""
         submap, pose = self._atlas.active, result.camera_from_world
         assert pose is not None
-        submap.trust.accept(result.inliers)
+        if not result.guided:
+            submap.trust.accept(result.inliers)
+        if submap.baseline is not None and submap.baseline.guided != result.guided:
+            submap.baseline = None  # the two ways find different shares of the landmarks
         if not needs_keyframe(result, submap.baseline, self._config):
             if submap.baseline is None:
                 submap.baseline = result
@@ -288,6 +269,7 @@ class MappingPipeline:
         with self._timed('window'):
             moved, covariance = refine_window(submap.map, self._config, neighbours)
         submap.baseline = None
+        submap.refined(pose, keyframe.camera_from_world)
         events = self._posed(view, result.refined(covariance), keyframe)
         submap.archive.retire(submap.map)
         events.append(keyframes_moved(moved, submap))

@@ -33,6 +33,7 @@ class TrackResult:
     overlap: share of the reference keyframe's matchable landmarks that was found again.
     flow: median motion of the inliers in the picture, as a share of its width.
     reason: why there is no pose.
+    guided: whether landmarks were looked for where they should be, instead of anywhere.
 
     """
 
@@ -44,6 +45,7 @@ class TrackResult:
     overlap: float
     flow: float
     reason: str = ''
+    guided: bool = False
 
     def refined(self, covariance: Array) -> TrackResult:
         """The same result, its pose known better."""
