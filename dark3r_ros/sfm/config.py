@@ -51,9 +51,11 @@ class SfmConfig(Config):
         'or the best of them.',
         choices=('auto', 'global', 'incremental', 'own', 'pointmaps'),
     )
-    fix_intrinsics: bool = setting(True, 'Hold the focal length in the alignment of point maps.')
+    fix_intrinsics: bool = setting(
+        True, 'Hold the focal length; false corrects it by the matches, and finds it for frames without calibration.'
+    )
     focal_prior: float = setting(
-        10.0, 'Weight of relative changes of the focal length there, where it is not held.', minimum=0.0
+        10.0, 'Weight of changes of the focal length in the alignment of point maps, where not held.', minimum=0.0
     )
     start_points: int = setting(
         300, 'Keypoints of each view, found in most pairs, that the first poses are made from.', minimum=50

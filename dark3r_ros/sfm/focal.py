@@ -15,17 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.matching.verify import estimate_two_view
+from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.sfm.bundle import BundleProblem, focal_step
 from dark3r_ros.sfm.refine import refine, thin
 from dark3r_ros.sfm.tracks import Tracks, normalise_pixels
 from dark3r_ros.sfm.triangulation import Structure, pose_table
 from dark3r_ros.sfm.views import View
+from dark3r_ros.types import Correspondences, Frame
 
 Array = NDArray[np.float64]
 
 _PER_VIEW = 150
 _ROUNDS = 6
 _LARGEST_STEP = 0.2  # of the logarithm
+# Focal length over the longer side that a search begins with: 53 degrees of view; and the factors that it tries.
+_GUESS = 1.0
+_FACTORS = np.geomspace(0.4, 2.0, 15)
+_SAMPLE_PAIRS = 10
 
 
 @dataclass(frozen=True)
@@ -107,3 +114,44 @@ def check_focal(
         if abs(step[0]) < max(0.002, step[1]):
             break
     return FocalCheck(float(np.exp(logarithm + step[0])), step[1])
+
+
+def guessed(frame: Frame) -> Frame:
+    """A frame without calibration, with a guessed pinhole."""
+    width, height = frame.size
+    focal = _GUESS * max(width, height)
+    return replace(frame, camera=Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2))
+
+
+def search_focal(views: Sequence[View], predictor: Predictor, max_error: float) -> float:
+    """Factor of a guessed focal length under which most matches of a few neighbouring views agree with two-view poses.
+
+    Coarse: an adjustment has to follow.
+    """
+    usable = [number for number, view in enumerate(views) if view.usable]
+    pairs = [(usable[row], usable[row + step]) for step in (1, 2, 4) for row in range(len(usable) - step)]
+    chosen = (
+        [pairs[row] for row in np.unique(np.linspace(0, len(pairs) - 1, _SAMPLE_PAIRS).astype(int))] if pairs else []
+    )
+    matches = predictor.match([(views[a].features, views[b].features) for a, b in chosen]) if chosen else []
+    counts = [
+        sum(
+            _inliers(views[a], views[b], found, float(factor), max_error)
+            for (a, b), found in zip(chosen, matches, strict=True)
+        )
+        for factor in _FACTORS
+    ]
+    if not any(counts):
+        return 1.0
+    # The middle of the factors that are nearly as good as the best: the count is flat about its top.
+    near = np.flatnonzero(np.array(counts) >= 0.98 * max(counts))
+    return float(np.exp(np.log(_FACTORS[near]).mean()))
+
+
+def _inliers(first: View, second: View, matches: Correspondences, factor: float, max_error: float) -> int:
+    one, two = scaled_view(first, factor), scaled_view(second, factor)
+    threshold = 2.0 * max_error / (one.focal + two.focal)
+    geometry = estimate_two_view(
+        one.normalised(matches.points_a), two.normalised(matches.points_b), threshold, max_iterations=300
+    )
+    return 0 if geometry is None else int(geometry.inliers.sum())

@@ -100,5 +100,6 @@ def _without_distortion(view: View, depth: NDArray[np.float32]) -> tuple[NDArray
     )
     place = camera.project(rays).reshape(camera.height, camera.width, 2).astype(np.float32)
     # Nearest values: depths of different surfaces must not be mixed.
-    moved = cv2.remap(depth, place, None, cv2.INTER_NEAREST)
-    return moved, np.asarray(cv2.remap(colors, place, None, cv2.INTER_LINEAR), np.uint8), camera.matrix
+    across, down = np.ascontiguousarray(place[..., 0]), np.ascontiguousarray(place[..., 1])
+    moved = np.asarray(cv2.remap(depth, across, down, cv2.INTER_NEAREST), np.float32)
+    return moved, np.asarray(cv2.remap(colors, across, down, cv2.INTER_LINEAR), np.uint8), camera.matrix

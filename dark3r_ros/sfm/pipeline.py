@@ -22,7 +22,7 @@ from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.dense import depth_maps
-from dark3r_ros.sfm.focal import check_focal
+from dark3r_ros.sfm.focal import check_focal, guessed, rescaled, scaled_view, search_focal
 from dark3r_ros.sfm.fusion import fuse
 from dark3r_ros.sfm.graph import pair_graph, poor_views
 from dark3r_ros.sfm.late import pose_remaining, supported
@@ -44,6 +44,8 @@ Array = NDArray[np.float64]
 STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late', 'dense')
 # More views than these are not asked how sure their poses are: that grows with their cube.
 _COVARIANCE_VIEWS = 200
+# Matches that move less than this show no motion of the camera.
+_STILL_PX = 0.5
 # Settings that the pairs depend on.
 _PAIR_SETTINGS = (
     'binning',
@@ -95,8 +97,7 @@ class SfmRun:
         Raises ReconstructionError when no frame is calibrated.
         """
         with self._timed('encode'):
-            taken = take_views(frames, self.predictor, self.config, self.noise)
-            self.views = views = list(self.progress(taken, expected, 'encoding'))
+            views = self._views(frames, expected)
         with self._timed('pairs'):
             self.pairs = pairs = self._pairs(views)
         tracks = build_tracks(views, pairs)
@@ -106,6 +107,9 @@ class SfmRun:
             return self._finish(views, {}, _nothing(tracks), tracks, self._reasons(views, pairs))
         with self._timed('adjust'):
             refined = self._refine(tracks, poses, views)
+        if not self.config.fix_intrinsics:
+            with self._timed('adjust'):
+                tracks, refined, views = self._with_focal(tracks, refined, views)
         with self._timed('late'):
             refined = self._late(tracks, refined, views)
         for _ in range(self.config.rematch_rounds):
@@ -125,6 +129,37 @@ class SfmRun:
         return self._finish(views, refined.poses, refined.structure, tracks, reasons)
 
     # ------------------------------------------------------------------ stages
+
+    def _views(self, frames: Iterable[Frame], expected: int) -> list[View]:
+        """Frames as views; those without calibration get a guessed one where the focal length is to be found."""
+        unknown = 0
+
+        def offered() -> Iterator[Frame]:
+            nonlocal unknown
+            for frame in frames:
+                missing = frame.camera is None and not self.config.fix_intrinsics
+                unknown += missing
+                yield guessed(frame) if missing else frame
+
+        taken = take_views(offered(), self.predictor, self.config, self.noise)
+        views = list(self.progress(taken, expected, 'encoding'))
+        if unknown:
+            factor = search_focal(views, self.predictor, self.config.max_error)
+            views = [scaled_view(view, factor) for view in views]
+        self.notes['without_calibration'] = unknown
+        self.views = views
+        return views
+
+    def _with_focal(self, tracks: Tracks, refined: Refined, views: list[View]) -> tuple[Tracks, Refined, list[View]]:
+        """Give all views the focal length that the matches want, and adjust with it."""
+        parallax = np.radians(self.config.min_parallax)
+        check = check_focal(tracks, refined.structure, refined.poses, views, self.config.max_error, parallax)
+        if check is None or not check.contradicts(2.0 * check.deviation, 2.0):
+            return tracks, refined, views
+        self.notes['focal_scale'] = check.scale
+        self.views = views = [scaled_view(view, check.scale) for view in views]
+        tracks = rescaled(tracks, views)
+        return tracks, self._refine(tracks, refined.poses, views), views
 
     def _pairs(self, views: Sequence[View]) -> list[VerifiedPair]:
         """Verified pairs, from disk where an earlier run or another process made them. Raises ShardDone in helpers."""
@@ -161,7 +196,9 @@ class SfmRun:
 
     def _identity(self, views: Sequence[View]) -> dict[str, object]:
         """What stored pairs belong to."""
-        stamps = json.dumps([[view.stamp_ns, view.name, view.usable] for view in views]).encode()
+        stamps = json.dumps(
+            [[view.stamp_ns, view.name, view.usable, view.camera and view.focal] for view in views]
+        ).encode()
         return {
             'predictor': self.predictor.fingerprint,
             'config': {name: getattr(self.config, name) for name in _PAIR_SETTINGS},
@@ -173,6 +210,10 @@ class SfmRun:
     def _start(self, views: Sequence[View], pairs: Sequence[VerifiedPair]) -> dict[int, Array]:
         """First poses of the views that are good enough to build upon."""
         poor = poor_views(views, self.config.poor_share)
+        if pairs and all(_still(pair) for pair in pairs):
+            # Noise alone would be taken for motion.
+            self.notes['start'] = {'method': 'none', 'posed': 0}
+            return {}
         good = [pair for pair in pairs if pair.first not in poor and pair.second not in poor]
         self.notes['set_aside'] = sorted(poor)
         poses, self.notes['start'] = first_poses(views, good or pairs, self.predictor, self.config, self.progress)
@@ -254,6 +295,8 @@ class SfmRun:
             number: 'its matches are too few or do not agree' if number in paired else 'no view sees the same'
             for number in range(len(views))
         }
+        if pairs and all(_still(pair) for pair in pairs):
+            reasons |= dict.fromkeys(paired, 'all views that share matches were taken from one place: move the camera')
         ambiguous = self.notes.get('start', {}).get('ambiguous', ())
         return reasons | dict.fromkeys(ambiguous, 'its matches fit several poses equally well')
 
@@ -280,6 +323,12 @@ class SfmRun:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - began
+
+
+def _still(pair: VerifiedPair) -> bool:
+    """Whether the two views are one: their matches do not move."""
+    moved = np.linalg.norm(pair.pixels_first - pair.pixels_second, axis=1)[pair.agrees]
+    return bool(np.median(moved) < _STILL_PX)
 
 
 def _gauge(poses: dict[int, Array]) -> list[int]:

@@ -86,7 +86,11 @@ def content_problem(frame: Frame, noise: NoiseModel | None) -> str:
 def take_view(frame: Frame, predictor: Predictor, config: SfmConfig, noise: NoiseModel | None = None) -> View:
     """Bin, judge and encode one frame; a frame that cannot be used says why."""
     if frame.camera is None:
-        return View(frame.stamp_ns, frame.name, problem='no calibration: give --camera')
+        return View(
+            frame.stamp_ns,
+            frame.name,
+            problem='no calibration: give --camera, or --fix-intrinsics false to have the focal length found',
+        )
     try:
         check_camera(frame, frame.camera)
         problem = content_problem(frame, noise)

@@ -82,6 +82,16 @@ def test_the_right_focal_length_raises_no_alarm(result):
     assert result[1].notes['focal']['wanted_scale'] == pytest.approx(1.0, abs=0.02)
 
 
+def test_the_focal_length_of_uncalibrated_frames_is_found(truth):
+    given = [replace(frame, camera=None) for frame in frames(COUNT)]
+    refused = SfmRun(CONFIG, StarPredictor(truth))
+    with pytest.raises(ReconstructionError, match='calibration'):
+        refused(given)
+    reconstruction = SfmRun(replace(CONFIG, fix_intrinsics=False), StarPredictor(truth))(given)
+    assert reconstruction.camera.fx == pytest.approx(CAMERA.fx, rel=0.03)
+    assert centre_error(posed(reconstruction), truth) < 0.01
+
+
 def test_the_same_frames_give_the_same_bits(result, truth):
     again = SfmRun(CONFIG, StarPredictor(truth))(frames(COUNT))
     assert posed(again).tobytes() == posed(result[0]).tobytes()
@@ -97,6 +107,12 @@ def test_a_black_frame_and_a_stranger_are_set_aside_with_a_reason(truth):
     assert 'black' in rows[3].reason
     assert rows[5].reason
     assert [row.world_from_camera is None for row in rows] == [number in (3, 5) for number in range(COUNT)]
+
+
+def test_frames_from_one_place_say_so(truth):
+    same = np.repeat(truth[:1], 4, axis=0)
+    reconstruction = SfmRun(CONFIG, StarPredictor(same, noise=0.2))(frames(4))
+    assert all('one place' in frame.reason for frame in reconstruction.frames)
 
 
 def test_two_frames_are_enough_and_one_is_not(truth):
