@@ -11,12 +11,15 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from dark3r_ros.sfm.pairs import VerifiedPair
+from dark3r_ros.storage.files import output_error
 
 Pair = tuple[int, int]
 
@@ -81,18 +84,19 @@ class PairStore:
     """
 
     def __init__(self, folder: Path, identity: dict[str, object], shard: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._line = (json.dumps(identity, sort_keys=True) + '\n').encode()
         self._folder = folder
         self.path = folder / f'pairs-{shard}.bin'
-        self._file = self._open()
+        with _explained(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> FileIO:
         end = self._valid_end(self.path)
         if not end:
             self.path.write_bytes(self._line)
             end = len(self._line)
-        file = self.path.open('r+b')
+        file = self.path.open('r+b', buffering=0)
         file.truncate(end)
         file.seek(end)
         return file
@@ -111,10 +115,12 @@ class PairStore:
             return 0
 
     def add(self, pair: Pair, result: VerifiedPair | None) -> None:
-        """Append a pair; it is safe from the end of this process on."""
+        """Append a pair; it is safe from the end of this process on. OutputError where the disk is full."""
         body = pack(pair, result)
-        self._file.write(_HEAD.pack(len(body), zlib.crc32(body)) + body)
-        self._file.flush()
+        record = memoryview(_HEAD.pack(len(body), zlib.crc32(body)) + body)
+        with _explained(self.path):
+            while record:
+                record = record[self._file.write(record) or 0 :]
 
     def close(self) -> None:
         """End writing."""
@@ -131,6 +137,14 @@ class PairStore:
                 if file.readline() == self._line:
                     for body in _bodies(file):
                         yield unpack(body)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def _bodies(file: BinaryIO) -> Iterator[bytes]:
