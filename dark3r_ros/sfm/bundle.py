@@ -106,7 +106,7 @@ def _cost(problem: BundleProblem) -> tuple[float, Array]:
     return _robust_cost(length, front, problem.robust_width), np.where(front, length, np.inf)
 
 
-def _sum_by(index: Index, values: Array, count: int) -> Array:
+def sum_by(index: Index, values: Array, count: int) -> Array:
     """Sum rows of `values` (K, ...) that share an index; the sparse product keeps a fixed order and is fast."""
     flat = values.reshape(len(values), -1)
     selector = sparse.csr_matrix((np.ones(len(index)), (index, np.arange(len(index)))), shape=(count, len(index)))
@@ -152,11 +152,11 @@ def _linearise(problem: BundleProblem) -> _Linearised:
     pose_t, point_t = found.by_pose.transpose(0, 2, 1), found.by_point.transpose(0, 2, 1)
     weighted = found.residual[:, :, None]
     return _Linearised(
-        _sum_by(problem.frame_index, pose_t @ found.by_pose, frames),
-        _sum_by(problem.point_index, point_t @ found.by_point, points),
+        sum_by(problem.frame_index, pose_t @ found.by_pose, frames),
+        sum_by(problem.point_index, point_t @ found.by_point, points),
         pose_t @ found.by_point,
-        _sum_by(problem.frame_index, (pose_t @ weighted)[:, :, 0], frames),
-        _sum_by(problem.point_index, (point_t @ weighted)[:, :, 0], points),
+        sum_by(problem.frame_index, (pose_t @ weighted)[:, :, 0], frames),
+        sum_by(problem.point_index, (point_t @ weighted)[:, :, 0], points),
     )
 
 
@@ -289,8 +289,8 @@ def focal_step(problem: BundleProblem, damping: float = 1e-6) -> tuple[float, fl
     found = _jacobians(problem)
     frames, points = len(problem.cameras_from_world), len(problem.points)
     focal = found.by_focal[:, :, None]
-    poses = _sum_by(problem.frame_index, (found.by_pose.transpose(0, 2, 1) @ focal)[:, :, 0], frames)
-    places = _sum_by(problem.point_index, (found.by_point.transpose(0, 2, 1) @ focal)[:, :, 0], points)
+    poses = sum_by(problem.frame_index, (found.by_pose.transpose(0, 2, 1) @ focal)[:, :, 0], frames)
+    places = sum_by(problem.point_index, (found.by_point.transpose(0, 2, 1) @ focal)[:, :, 0], points)
     solved = _Schur(problem, _linearise(problem)).solve(damping, poses, places)
     if solved is None:
         return None

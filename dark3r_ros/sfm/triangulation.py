@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry.two_view import reprojection_errors
+from dark3r_ros.sfm.bundle import sum_by
 from dark3r_ros.sfm.tracks import Tracks
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-_CHUNK = 200_000
+_BLOCK = 200_000  # observations triangulated at a time
+_CHUNK = 200_000  # judgements of proposals made at a time
 _PROPOSERS = 12
 
 
@@ -50,7 +52,44 @@ def triangulate_tracks(
     if not len(tracks):
         return Structure(tracks, np.zeros((0, 3)))
     table = pose_table(poses, len(posed))
-    limit = max_error / focal
+    parts = [_triangulated(block, table, max_error / focal, min_parallax) for block in _blocks(tracks)]
+    return _joined(parts)
+
+
+def _blocks(tracks: Tracks) -> Iterator[Tracks]:
+    """The tracks in blocks of whole points: what is made of each observation is far larger than the observation."""
+    starts = tracks.centre
+    begin = 0
+    while begin < len(tracks):
+        end = max(int(np.searchsorted(starts, starts[begin] + _BLOCK)), begin + 1)
+        rows = slice(int(starts[begin]), int(starts[end]) if end < len(tracks) else None)
+        yield Tracks(
+            tracks.point[rows] - begin,
+            tracks.view[rows],
+            tracks.pixels[rows],
+            tracks.normalised[rows],
+            tracks.anchor[begin:end],
+        )
+        begin = end
+
+
+def _joined(parts: Sequence[Structure]) -> Structure:
+    sizes = np.cumsum([0, *(len(part.points) for part in parts)])
+    tracks = [part.tracks for part in parts]
+    return Structure(
+        Tracks(
+            np.concatenate([one.point + base for one, base in zip(tracks, sizes[:-1], strict=True)]),
+            np.concatenate([one.view for one in tracks]),
+            np.concatenate([one.pixels for one in tracks]),
+            np.concatenate([one.normalised for one in tracks]),
+            np.concatenate([one.anchor for one in tracks]),
+        ),
+        np.concatenate([part.points for part in parts]),
+    )
+
+
+def _triangulated(tracks: Tracks, table: Array, limit: float, min_parallax: float) -> Structure:
+    """Points of some tracks; `limit` is the largest error in normalised units."""
     points = _vote(tracks, table, limit, min_parallax)
     for _ in range(2):
         good = _errors(tracks, table, points[tracks.point]) < limit
@@ -58,9 +97,7 @@ def triangulate_tracks(
     good = _errors(tracks, table, points[tracks.point]) < limit
     wide = _parallax(tracks, table, points, good) >= min_parallax
     rows = good & wide[tracks.point]
-    kept = tracks.select(rows)
-    survivors = _surviving(tracks, rows)
-    return Structure(kept, points[survivors])
+    return Structure(tracks.select(rows), points[_surviving(tracks, rows)])
 
 
 def _surviving(tracks: Tracks, rows: NDArray[np.bool_]) -> Index:
@@ -143,10 +180,8 @@ def _least_squares(tracks: Tracks, table: Array, points: Array, good: NDArray[np
     z = local[:, 2]
     residual = local[:, :2] / z[:, None] - seen
     jacobian = rotation[:, :2] / z[:, None, None] - (local[:, :2] / z[:, None] ** 2)[:, :, None] * rotation[:, 2:3]
-    normal = np.zeros((len(points), 3, 3))
-    right = np.zeros((len(points), 3))
-    np.add.at(normal, point, np.einsum('kri,krj->kij', jacobian, jacobian))
-    np.add.at(right, point, np.einsum('kri,kr->ki', jacobian, residual))
+    normal = sum_by(point, jacobian.transpose(0, 2, 1) @ jacobian, len(points))
+    right = sum_by(point, np.einsum('kri,kr->ki', jacobian, residual), len(points))
     trace = np.trace(normal, axis1=1, axis2=2)
     normal += (1e-9 * trace + 1e-12)[:, None, None] * np.eye(3)
     step = np.linalg.solve(normal, right[:, :, None])[:, :, 0]
