@@ -4,7 +4,7 @@
 from setuptools import find_packages, setup
 
 MESH = ['open3d-cpu>=0.19', 'libusb-package']
-VIEWER = ['rerun-sdk>=0.20']
+VIEWER = ['rerun-sdk>=0.23']
 ONNX = ['onnx>=1.16', 'onnxruntime>=1.18']
 # Part of every pip installation; named for people who take only some rooms with --no-deps.
 RAW = ['rawpy>=0.21']

@@ -24,15 +24,18 @@ from dark3r_ros.mapping.events import PipelineStatus
 from dark3r_ros.mapping.metric import estimate_scale
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.mapping.state_file import STATE_FILE
+from dark3r_ros.mapping.viewer import WINDOW, LiveViewer
+from dark3r_ros.mapping.viewer import check_target as check_viewer
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.mini import MiniMatchConfig
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.checks import check_frame
 from dark3r_ros.raw.noise import resolve_noise
 from dark3r_ros.sfm.scale import scaled
+from dark3r_ros.storage.bag_source import read_odometry
 from dark3r_ros.storage.files import check_target, check_writable
 from dark3r_ros.storage.trajectory import read_tum
-from dark3r_ros.types import Reconstruction
+from dark3r_ros.types import Reconstruction, Trajectory
 
 NAME = 'map'
 HELP = 'map a recording: poses, cloud and report from a bag or a folder'
@@ -48,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--save-map', type=Path, metavar='MAP',
                        help='also write the live map, so that a later run or a node can go on in it')  # fmt: skip
     group.add_argument('--odometry', type=Path, metavar='FILE',
-                       help='TUM file of odometry in metres (wheels, another camera) that gives the scale')  # fmt: skip
+                       help='odometry that gives the scale: a TUM file, or a bag such as the input')  # fmt: skip
+    group.add_argument('--live', nargs='?', const=WINDOW, metavar='FILE.rrd',
+                       help='show camera and map as they grow (rerun), or record them to FILE.rrd')  # fmt: skip
     add_config_arguments(parser, MappingConfig, 'mapping')
     add_config_arguments(parser, MiniMatchConfig, 'mini', 'mini')
     add_config_arguments(parser, ClassicalConfig, 'classical matcher', 'classical')
@@ -67,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     if args.save_map is not None:
         check_target(args.save_map, overwrite=args.overwrite, marker=STATE_FILE)
         check_writable(args.save_map)
-    odometry = None if args.odometry is None else read_tum(args.odometry)
+    odometry = None if args.odometry is None else _read_odometry(args.odometry)
+    if args.live is not None:
+        check_viewer(args.live)
     began = time.perf_counter()
     mapping = config_from_arguments(args, MappingConfig)
     classical = config_from_arguments(args, ClassicalConfig, 'classical')
@@ -81,16 +88,21 @@ def run(args: argparse.Namespace) -> int:
     source = open_input(args)
     samples = SampleCollector(len(source), network_width=mapping.network_width, binning=mapping.binning)
     advice: list[str] = []
+    viewer = None if args.live is None else LiveViewer(args.live, _warn)
     for number, frame in enumerate(progress(source, len(source), 'mapping')):
         if number == 0:
             advice = check_frame(frame, noise)
-        pipeline.push(frame)
+        events = pipeline.push(frame)
+        if viewer is not None:
+            viewer.show(frame, events, pipeline.status())
         samples.offer(frame)
-    pipeline.flush()
+    events = pipeline.flush()
+    if viewer is not None:
+        viewer.show(None, events, pipeline.status())
     status = pipeline.status()
     warnings = [*advice, *source.warnings, *_submap_warning(status)]
     for warning in warnings:
-        print(f'dark3r: warning: {warning}', file=sys.stderr)
+        _warn(warning)
     if not status.posed:
         _explain_failure(pipeline)
     reconstruction = pipeline.reconstruction(largest=True)
@@ -98,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     if scale is not None and scale.known:
         reconstruction = scaled(reconstruction, scale.scale)
     elif scale is not None:
-        print(f'dark3r: warning: the scale stays {scale}', file=sys.stderr)
+        _warn(f'the scale stays {scale}')
     report = {
         'scale': None if scale is None else asdict(scale),
         'wall_s': time.perf_counter() - began,
@@ -120,6 +132,18 @@ def run(args: argparse.Namespace) -> int:
         write_report(args.output, reconstruction, full, samples=samples.pictures(predictor))
     _print_summary(args, reconstruction, report)
     return 0
+
+
+def _warn(text: str) -> None:
+    print(f'dark3r: warning: {text}', file=sys.stderr)
+
+
+def _read_odometry(path: Path) -> Trajectory:
+    """Poses of a TUM file, or of the odometry topic of a bag."""
+    if path.is_dir() or path.suffix in ('.mcap', '.db3'):
+        track = read_odometry(path)
+        return Trajectory(track.stamps_ns, track.world_from_body)
+    return read_tum(path)
 
 
 def _submap_warning(status: PipelineStatus) -> list[str]:

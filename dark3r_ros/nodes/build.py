@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.events import Event
 from dark3r_ros.mapping.pipeline import MappingPipeline
+from dark3r_ros.mapping.viewer import LiveViewer
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.learned import LearnedConfig
 from dark3r_ros.matching.mini import MiniMatchConfig
@@ -16,6 +19,7 @@ from dark3r_ros.nodes.frugal import FrugalPredictor
 from dark3r_ros.nodes.node_config import NodeConfig
 from dark3r_ros.nodes.worker import Pipeline
 from dark3r_ros.raw.noise import NoiseModel, load_yaml, preset
+from dark3r_ros.types import Frame
 
 if TYPE_CHECKING:
     from dark3r_ros.nodes.mapping_node import MappingNode
@@ -40,4 +44,26 @@ def build_pipeline(node: MappingNode) -> Pipeline:
         device=node.config.device,
     )
     frugal = FrugalPredictor(predictor, node.warn)
-    return MappingPipeline(parameters.read(node, 'mapping', MappingConfig), frugal, noise)
+    pipeline = MappingPipeline(parameters.read(node, 'mapping', MappingConfig), frugal, noise)
+    return Shown(pipeline, LiveViewer(node.config.viewer, node.warn)) if node.config.viewer else pipeline
+
+
+class Shown:
+    """A pipeline whose frames go to a viewer as well, in the thread that pushes them."""
+
+    def __init__(self, pipeline: Pipeline, viewer: LiveViewer) -> None:
+        self._pipeline, self._viewer = pipeline, viewer
+        self.reconstruction, self.reset, self.status = pipeline.reconstruction, pipeline.reset, pipeline.status
+        self.save_state, self.load_state = pipeline.save_state, pipeline.load_state
+
+    def push(self, frame: Frame) -> Sequence[Event]:
+        """Process and show one frame."""
+        events = self._pipeline.push(frame)
+        self._viewer.show(frame, events, self._pipeline.status())
+        return events
+
+    def flush(self) -> Sequence[Event]:
+        """Finish the map and show it."""
+        events = self._pipeline.flush()
+        self._viewer.show(None, events, self._pipeline.status())
+        return events

@@ -118,6 +118,9 @@ class NodeConfig(Config):
     tf_wait: float = setting(
         0.3, 'Time that a pose waits for odom -> base at its stamp.', unit='s', minimum=0.0, maximum=10.0
     )
+    viewer: str = setting(
+        '', "Live viewer by rerun: 'window', or a file .rrd that is recorded; empty for none. Needs the extra viewer."
+    )
     error_after: int = setting(
         10, 'Frames in a row that fail with an error of the program after which the state is error.', minimum=1
     )

@@ -4,6 +4,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,6 +219,14 @@ def test_truncated_bag_is_mapped_up_to_the_damage(bag, tmp_path, capsys):
     captured = capsys.readouterr()
     assert 'dark3r: warning:' in captured.err
     assert 8 < len(read_tum(tmp_path / 'out' / 'trajectory.tum')) < 24
+
+
+def test_a_live_viewer_that_is_not_there_is_one_line_before_any_work(bag, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'rerun', None)
+    for target, words in ((), 'dark3r_ros[viewer]'), (('screen',), '.rrd'):
+        assert main(['map', str(bag), '-o', str(tmp_path / 'out'), '--live', *target]) == 2
+        assert words in error_line(capsys)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_odometry_of_another_unit_scales_the_result(bag, tmp_path, capsys):

@@ -150,3 +150,34 @@ def test_stopping_is_quick_without_work(graph, make_node, camera):
     started = time.monotonic()
     node.trigger_deactivate()
     assert time.monotonic() - started < 2.0
+
+
+def test_a_shown_pipeline_is_the_same_pipeline(pipeline):
+    from dark3r_ros.nodes.build import Shown
+    from dark3r_ros.types import Frame
+
+    seen = []
+
+    class Viewer:
+        def show(self, frame, events, status):
+            seen.append((frame, len(events), status.posed))
+
+    shown = Shown(pipeline, Viewer())
+    frame = Frame(5, pipeline.cloud(0).colors[..., 0].astype('uint16'), 'rggb', (0.0,) * 3, 1.0)
+    events = shown.push(frame)
+    assert len(events) == 3 and shown.flush() == []
+    assert seen == [(frame, 3, 1), (None, 0, 1)]
+    assert shown.status().posed == 1 and shown.reconstruction().frames
+
+
+def test_a_viewer_without_its_package_is_one_line(graph, make_node, monkeypatch):
+    import sys
+
+    from dark3r_ros.errors import ConfigError
+    from dark3r_ros.nodes.build import build_pipeline
+
+    monkeypatch.setitem(sys.modules, 'rerun', None)
+    node = make_node(start=False, viewer='window', predictor='classical')
+    node._make_pipeline = build_pipeline
+    with pytest.raises(ConfigError, match='could not be configured'):
+        node.autostart()
