@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.matching.mini import MiniPredictor
+from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.sfm.config import SfmConfig
@@ -32,6 +33,7 @@ from dark3r_ros.sfm.refine import Refined, refine
 from dark3r_ros.sfm.rematch import rematch, rematched_tracks
 from dark3r_ros.sfm.result import build_reconstruction, world_poses
 from dark3r_ros.sfm.shards import Shard
+from dark3r_ros.sfm.spill import spilled
 from dark3r_ros.sfm.start import first_poses
 from dark3r_ros.sfm.store import PairStore
 from dark3r_ros.sfm.tracks import Tracks, build_tracks, merge_stars
@@ -44,6 +46,8 @@ Array = NDArray[np.float64]
 STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late', 'dense')
 # More views than these are not asked how sure their poses are: that grows with their cube.
 _COVARIANCE_VIEWS = 200
+# Features of this many views are held in memory, 0.5 GB at 320x240; those of further ones lie on disk.
+_HELD_VIEWS = 300
 # Matches that move less than this show no motion of the camera.
 _STILL_PX = 0.5
 # Settings that the pairs depend on.
@@ -142,13 +146,19 @@ class SfmRun:
                 yield guessed(frame) if missing else frame
 
         taken = take_views(offered(), self.predictor, self.config, self.noise)
-        views = list(self.progress(taken, expected, 'encoding'))
+        views = [self._kept(view, number) for number, view in enumerate(self.progress(taken, expected, 'encoding'))]
         if unknown:
             factor = search_focal(views, self.predictor, self.config.max_error)
             views = [scaled_view(view, factor) for view in views]
         self.notes['without_calibration'] = unknown
         self.views = views
         return views
+
+    def _kept(self, view: View, number: int) -> View:
+        """The view, its features on disk where many came before it."""
+        if number < _HELD_VIEWS or not isinstance(view.features, MiniFeatures):
+            return view
+        return replace(view, features=spilled(view.features, self.work or Path(tempfile.gettempdir())))
 
     def _with_focal(self, tracks: Tracks, refined: Refined, views: list[View]) -> tuple[Tracks, Refined, list[View]]:
         """Give all views the focal length that the matches want, and adjust with it."""
