@@ -15,7 +15,7 @@ from dark3r_ros.model.predictor import Predictor
 def follow(view: View, submap: Submap, predictor: Predictor, config: MappingConfig, newest_inliers: int) -> TrackResult:
     """Pose of a view right after one that had `newest_inliers`: by prediction, by the newest keyframes, by more."""
     bound, guess = submap.trust.bound(0), submap.predicted()
-    newest = submap.map.keyframes[:-3:-1]
+    newest = submap.map.keyframes[-1:]
     guided = track_guided(view, newest, submap.map, predictor, config, guess, bound)
     if guided is not None and guided.camera_from_world is not None:
         return guided

@@ -29,7 +29,7 @@ Index = NDArray[np.int64]
 
 _LEAST_CHANCE = 0.2  # of the place found, within its window
 _RETURN_TOLERANCE = 2.0  # pixels that the way to the view and back may end from its start
-_LEAST_SHARE = 0.25  # of the landmarks found that must agree with one pose; wrong ones lie anywhere in their windows
+_LEAST_SHARE = 0.4  # of the landmarks found that must agree with one pose; wrong ones lie anywhere in their windows
 
 
 @dataclass(frozen=True, eq=False)
