@@ -12,7 +12,7 @@ from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.mapping.viewer import LiveViewer
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.learned import LearnedConfig
-from dark3r_ros.matching.mini import MiniMatchConfig
+from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.nodes import parameters
 from dark3r_ros.nodes.frugal import FrugalPredictor
@@ -43,8 +43,10 @@ def build_pipeline(node: MappingNode) -> Pipeline:
         mini=parameters.read(node, 'mini', MiniMatchConfig),
         device=node.config.device,
     )
-    frugal = FrugalPredictor(predictor, node.warn)
-    pipeline = MappingPipeline(parameters.read(node, 'mapping', MappingConfig), frugal, noise)
+    # The small matcher works pair by pair, so that there is no batch to make smaller, and tracking looks inside it.
+    if not isinstance(predictor, MiniPredictor):
+        predictor = FrugalPredictor(predictor, node.warn)
+    pipeline = MappingPipeline(parameters.read(node, 'mapping', MappingConfig), predictor, noise)
     return Shown(pipeline, LiveViewer(node.config.viewer, node.warn)) if node.config.viewer else pipeline
 
 

@@ -279,7 +279,9 @@ class Outputs:
         self.path_throttle.done(started, time.monotonic(), self.config.path_period)
 
     def publish_map(self, cloud: PointCloud) -> None:
-        """Publish a whole cloud, voxelised."""
+        """Publish a whole cloud, voxelised; one of a map that was reset meanwhile is dropped."""
+        if not self._frame.known:
+            return
         started = time.monotonic()
         self._publish(interface.MAP, self._cloud(voxelise(cloud, self.config.map_voxels), self.newest_ns))
         self.map_throttle.done(started, time.monotonic(), self.config.map_period)
@@ -298,7 +300,7 @@ class Outputs:
 
     def _publish_keyframes(self, states: Iterable[KeyframeState]) -> None:
         keyframes = sorted(states, key=lambda keyframe: keyframe.stamp_ns)
-        if not keyframes or not self.config.publish_keyframes:
+        if not keyframes or not self._frame.known or not self.config.publish_keyframes:
             return
         array_type = interface.load(interface.KEYFRAMES.type)
         keyframe_type = interface.load('dark3r_ros/msg/Keyframe')

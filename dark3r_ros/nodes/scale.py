@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dark3r_ros.mapping.events import Event, FramePosed, MapDiscarded, StateChanged
@@ -57,7 +58,7 @@ class ScaleKeeper:
         now = self._estimator.estimate
         if self.applied is None:
             return now
-        return now if now.known else self.applied
+        return replace(now, scale=self.applied.scale) if now.known else self.applied
 
     @property
     def awaited(self) -> bool:

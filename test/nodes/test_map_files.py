@@ -140,6 +140,7 @@ def test_a_map_is_saved_loaded_and_continued_with_its_unit_and_place(graph, make
     refused = load(graph, tmp_path / 'nowhere')
     assert not refused.success and 'no saved map' in refused.message and node.frame.scale == 5.0
     node.frame.reset()
+    node.outputs.publish_map(pipeline.cloud(1))  # of a map that was reset meanwhile: dropped
     answer = load(graph, tmp_path / 'map')
     assert answer.success and answer.keyframes == 2, answer.message
     assert 'in metres (+- 0.4 %)' in answer.message and 'the saved map is old' in answer.message

@@ -105,7 +105,7 @@ def test_a_map_is_saved_loaded_and_the_camera_is_found_in_it(graph, processes, b
     scale = statuses[-1].scale
     end(first)
     saved = read_result(tmp_path / 'map')
-    assert saved.reconstruction.metric_scale and saved.report['scale']['scale'] == pytest.approx(scale, rel=0.02)
+    assert saved.reconstruction.metric_scale and saved.report['scale']['scale'] == pytest.approx(scale, rel=0.1)
     trajectory = saved.reconstruction.trajectory()
     travelled = np.linalg.norm(np.diff(trajectory.world_from_camera[[0, -1], :3, 3], axis=0))
     simulation = simulate(CONFIG)

@@ -69,6 +69,7 @@ def test_a_scale_that_was_wrong_moves_in_one_step(keeper):
     keeper.restore(ScaleEstimate(4.0, 0.01, known=True, reason=''))
     assert keeper.frame.scale == 4.0
     drive(keeper, 0, 30)
+    assert keeper.estimate.scale == 4.0  # what is told and saved is what was published
     assert 'changed by +25.0 %' in keeper.update()
     assert keeper.frame.scale == pytest.approx(5.0, rel=1e-3)
     assert keeper.update() == ''
