@@ -29,9 +29,9 @@ class MappingConfig(Config):
         0.25, 'Share of the usual inliers that a lost camera needs to be found again.', minimum=0.0, maximum=1.0
     )
     guided_radius: float = setting(
-        8.0,
-        'Half side of the window around its expected place in which a landmark is looked for; 0 always matches whole '
-        'frames.',
+        0.0,
+        'Half side of the window around its expected place in which a landmark is looked for before whole frames are '
+        'matched: faster, but in the dark it drifts; 0 always matches whole frames.',
         unit='px',
         minimum=0.0,
         maximum=64.0,
