@@ -269,7 +269,6 @@ class MappingPipeline:
         with self._timed('window'):
             moved, covariance = refine_window(submap.map, self._config, neighbours)
         submap.baseline = None
-        submap.refined(pose, keyframe.camera_from_world)
         events = self._posed(view, result.refined(covariance), keyframe)
         submap.archive.retire(submap.map)
         events.append(keyframes_moved(moved, submap))

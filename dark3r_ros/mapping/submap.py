@@ -59,12 +59,6 @@ class Submap:
         """Remember a pose for the prediction of the next one."""
         self.motion = (self.motion[1] if self.motion else camera_from_world, camera_from_world)
 
-    def refined(self, before: Array, after: Array) -> None:
-        """The newest camera_from_world was refined: what is remembered of its motion follows."""
-        if self.motion is not None:
-            change = se3.inverse(before) @ after
-            self.motion = (self.motion[0] @ change, self.motion[1] @ change)
-
     def predicted(self) -> Array | None:
         """Next camera_from_world at constant velocity."""
         if self.motion is None:
