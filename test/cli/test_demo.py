@@ -66,6 +66,6 @@ def test_a_short_drive_goes_all_the_way(tmp_path):
     }  # fmt: skip
     report = json.loads((output / 'report.json').read_text())
     assert report['source'] == 'ros' and report['counts']['dropped'] == 0
-    # The wheels own odom -> base_link, so the node gives map -> odom and nothing else.
-    assert set(report['transforms']) == {'map -> odom', 'odom -> base_link'}
+    # The wheels own odom -> base_link. The node's map -> odom waits for metres, which so short a drive does not give.
+    assert set(report['transforms']) == {'odom -> base_link'}
     assert {path.name for path in (output / 'report').iterdir()} >= {'trajectory.png', 'samples.png', 'cloud.png'}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import site
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +36,9 @@ def environment_without_ros(
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', venv], env=bare_environment, check=True)
     borrowed = folder / 'borrowed'
     borrowed.mkdir()
-    for packages in map(Path, reversed(site.getsitepackages())):
+    # Debian's Python names folders here that a virtual environment does not have.
+    folders = [*map(Path, reversed(site.getsitepackages())), Path(sysconfig.get_path('purelib'))]
+    for packages in filter(Path.is_dir, folders):
         for entry in packages.iterdir():
             if not is_ros(entry) and not (borrowed / entry.name).exists():
                 (borrowed / entry.name).symlink_to(entry)
