@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from dark3r_ros.evaluation.figures import (
 from dark3r_ros.evaluation.sfm_figures import set_aside_table, sfm_rows
 from dark3r_ros.evaluation.trajectory_metrics import associate, score_trajectory
 from dark3r_ros.storage.files import replacing, write_text
+from dark3r_ros.storage.page import html_page, image_tag, table_tag
 from dark3r_ros.types import Reconstruction, Trajectory
 
 __all__ = ['SamplePicture', 'write_report']
@@ -28,20 +28,6 @@ __all__ = ['SamplePicture', 'write_report']
 _MAX_SAMPLES = 9
 _FURTHER = ('pairs', 'pair_matches')
 _TOLERANCE_NS = 20_000_000
-_STYLE = """
-body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;color:#24292f;background:#fff;margin:0}
-main{max-width:1080px;margin:0 auto;padding:24px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 10px}
-p.sub{color:#57606a;margin:0 0 20px;overflow-wrap:anywhere}
-.cards{display:flex;flex-wrap:wrap;gap:12px}
-.card{border:1px solid #d8dee4;border-radius:8px;padding:10px 16px;min-width:120px}
-.card b{display:block;font-size:22px}.card span{color:#57606a;font-size:13px}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:16px}
-img{max-width:100%;border:1px solid #d8dee4;border-radius:8px}
-table{border-collapse:collapse;width:100%}td{border-top:1px solid #d8dee4;padding:6px 8px;vertical-align:top}
-td:first-child{color:#57606a;width:40%}li{margin:4px 0}
-pre{background:#f6f8fa;padding:12px;border-radius:8px;overflow:auto;font-size:12px}
-"""
 
 
 def _number(value: Any, pattern: str = '{:.3g}', missing: str = 'unknown') -> str:
@@ -124,10 +110,6 @@ def truth_in_map(reconstruction: Reconstruction, truth: Trajectory) -> Trajector
     return Trajectory(truth.stamps_ns, scores.alignment.apply_inverse(truth.world_from_camera))
 
 
-def _image(data: bytes, caption: str) -> str:
-    return f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-
-
 def _figures(
     folder: Path, reconstruction: Reconstruction, samples: Sequence[SamplePicture], truth: Trajectory | None
 ) -> dict[str, bytes]:
@@ -188,35 +170,27 @@ def write_report(
 
 def _page(name: str, report: dict[str, Any], evaluation: dict[str, Any] | None, figures: dict[str, bytes]) -> str:
     warnings = ''.join(f'<li>{html.escape(str(text))}</li>' for text in report.get('warnings') or ())
-    rows = ''.join(
-        f'<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>'
-        for key, value in report_rows(report, evaluation)
-    )
     parts = [
         f'<h1>{html.escape(name)}</h1>',
         f'<p class="sub">{html.escape(str(report.get("input") or "reconstruction from raw images"))}</p>',
         f'<div class="cards">{_cards(report, evaluation)}</div>',
         '<h2>Path, light and correspondences</h2><div class="grid">',
-        *(_image(figures[key], key) for key in ('trajectory', 'health') if key in figures),
+        *(image_tag(figures[key], key) for key in ('trajectory', 'health') if key in figures),
         '</div>',
     ]
     if 'samples' in figures:
-        parts.append(f'<h2>Frames</h2>{_image(figures["samples"], "sample frames")}')
+        parts.append(f'<h2>Frames</h2>{image_tag(figures["samples"], "sample frames")}')
     if 'pairs' in figures:
-        parts.append(f'<h2>Pairs</h2>{_image(figures["pairs"], "pair graph")}')
+        parts.append(f'<h2>Pairs</h2>{image_tag(figures["pairs"], "pair graph")}')
     if 'pair_matches' in figures:
-        parts.append(f'<h2>Best and worst pairs</h2>{_image(figures["pair_matches"], "matches of pairs")}')
-    parts.append(f'<h2>Cloud</h2>{_image(figures["cloud"], "cloud")}')
+        parts.append(f'<h2>Best and worst pairs</h2>{image_tag(figures["pair_matches"], "matches of pairs")}')
+    parts.append(f'<h2>Cloud</h2>{image_tag(figures["cloud"], "cloud")}')
     if report.get('sfm'):
         parts.append(set_aside_table(report.get('per_frame') or ()))
     if warnings:
         parts.append(f'<h2>Warnings</h2><ul>{warnings}</ul>')
-    parts.append(f'<h2>Figures</h2><table>{rows}</table>')
+    parts.append(f'<h2>Figures</h2>{table_tag((), report_rows(report, evaluation))}')
     if report.get('config'):
         config = html.escape(json.dumps(report['config'], indent=1, default=str))
         parts.append(f'<h2>Configuration</h2><pre>{config}</pre>')
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{html.escape(name)}</title><style>{_STYLE}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
-    )
+    return html_page(name, ''.join(parts))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from dark3r_ros.matching.draw import draw_matches
 from dark3r_ros.sfm.late import agreement
 from dark3r_ros.sfm.pairs import VerifiedPair
 from dark3r_ros.sfm.views import View
+from dark3r_ros.storage.page import table_tag
 from dark3r_ros.types import Correspondences, Reconstruction
 
 Array = NDArray[np.float64]
@@ -181,11 +181,11 @@ def set_aside_table(frames: Sequence[Mapping[str, Any]]) -> str:
     reasons: dict[str, list[str]] = {}
     for number, frame in out:
         reasons.setdefault(str(frame.get('reason') or 'unknown'), []).append(str(frame.get('name') or number))
-    rows = ''.join(
-        f'<tr><td>{html.escape(reason)}</td><td>{len(names)}: {html.escape(_listed(names))}</td></tr>'
+    rows = [
+        (reason, f'{len(names)}: {_listed(names)}')
         for reason, names in sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0]))
-    )
-    return f'<h2>Set aside: {len(out)} of {len(frames)} frames</h2><table>{rows}</table>'
+    ]
+    return f'<h2>Set aside: {len(out)} of {len(frames)} frames</h2>{table_tag((), rows)}'
 
 
 def _listed(names: Sequence[str], most: int = 40) -> str:

@@ -19,7 +19,7 @@ p.sub{color:#57606a;margin:0 0 20px;overflow-wrap:anywhere}
 img{max-width:100%;border:1px solid #d8dee4;border-radius:8px}
 figure{margin:0 0 16px}figcaption{color:#57606a;font-size:13px}figure img{width:100%;image-rendering:pixelated}
 table{border-collapse:collapse;width:100%}td,th{border-top:1px solid #d8dee4;padding:6px 8px;vertical-align:top}
-th{text-align:left}td:first-child{color:#57606a}li{margin:4px 0}
+th{text-align:left}td:first-child{color:#57606a}.facts td:first-child{width:40%}li{margin:4px 0}
 pre{background:#f6f8fa;padding:12px;border-radius:8px;overflow:auto;font-size:12px}
 """
 
@@ -39,7 +39,7 @@ def image_tag(png: bytes, caption: str) -> str:
 
 
 def table_tag(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Table of plain text."""
+    """Table of plain text; without a head its first column names what the second says."""
     titles = ''.join(f'<th>{html.escape(text)}</th>' for text in head)
     lines = ''.join('<tr>' + ''.join(f'<td>{html.escape(text)}</td>' for text in row) + '</tr>' for row in rows)
-    return f'<table>{f"<tr>{titles}</tr>" if head else ""}{lines}</table>'
+    return f'<table><tr>{titles}</tr>{lines}</table>' if head else f'<table class="facts">{lines}</table>'
