@@ -11,7 +11,7 @@ All are binned as for a network, so that every method sees the same light.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -83,12 +83,9 @@ def without_distortion(image: NDArray[np.uint8], camera: Camera) -> tuple[NDArra
     """The picture as a pinhole camera of the same intrinsics sees it, and that camera."""
     if not camera.distorted:
         return image, camera
-    pinhole = replace(camera, distortion_model='none', distortion=())
-    columns, rows = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
-    pixels = np.stack([columns.ravel(), rows.ravel()], axis=1)
-    source = camera.project(pinhole.rays(pixels)).reshape(camera.height, camera.width, 2).astype(np.float32)
-    straight = cv2.remap(image, source[..., 0], source[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(straight, dtype=np.uint8), pinhole
+    across, down = cv2.split(camera.pinhole_map())
+    straight = cv2.remap(image, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(straight, dtype=np.uint8), camera.pinhole()
 
 
 def develop_all(frames: Iterable[Frame], kind: str = 'stretched', width: int = NETWORK_WIDTH) -> Pictures:

@@ -160,6 +160,16 @@ class Camera:
         directions = np.column_stack([normalised, np.ones(len(normalised))])
         return directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
+    def pinhole(self) -> Camera:
+        """The camera with the same matrix and no distortion."""
+        return replace(self, distortion_model='none', distortion=())
+
+    def pinhole_map(self) -> NDArray[np.float32]:
+        """Where in this camera's picture (H, W, 2) the pixels of its `pinhole` lie, as OpenCV's remap takes it."""
+        columns, rows = np.meshgrid(np.arange(self.width), np.arange(self.height))
+        rays = self.pinhole().rays(np.column_stack([columns.ravel(), rows.ravel()]))
+        return self.project(rays).reshape(self.height, self.width, 2).astype(np.float32)
+
     def undistorted_pixels(self, pixels: ArrayLike) -> Array:
         """Pixels (N, 2) that an ideal pinhole camera with the same matrix would see."""
         return self.unproject(pixels) * (self.fx, self.fy) + (self.cx, self.cy)

@@ -88,18 +88,9 @@ def _without_distortion(view: View, depth: NDArray[np.float32]) -> tuple[NDArray
     """Depth, picture and matrix (3, 3) of the pinhole camera with the same focal length."""
     camera, colors = view.camera, view.colors
     assert camera is not None and colors is not None
-    if not any(camera.distortion):
+    if not camera.distorted:
         return depth, np.ascontiguousarray(colors), camera.matrix
-    columns, rows = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
-    rays = np.column_stack(
-        [
-            (columns.ravel() - camera.cx) / camera.fx,
-            (rows.ravel() - camera.cy) / camera.fy,
-            np.ones(columns.size),
-        ]
-    )
-    place = camera.project(rays).reshape(camera.height, camera.width, 2).astype(np.float32)
+    across, down = cv2.split(camera.pinhole_map())
     # Nearest values: depths of different surfaces must not be mixed.
-    across, down = np.ascontiguousarray(place[..., 0]), np.ascontiguousarray(place[..., 1])
     moved = np.asarray(cv2.remap(depth, across, down, cv2.INTER_NEAREST), np.float32)
     return moved, np.asarray(cv2.remap(colors, across, down, cv2.INTER_LINEAR), np.uint8), camera.matrix
