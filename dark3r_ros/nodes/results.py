@@ -47,8 +47,8 @@ class Results:
             self._loops = result.status.loops_accepted
             node.scale.refine(node.outputs.world_from_camera)
         node.publish_status()
-        if result.received is None and node.worker is not None:
-            node.worker.call(lambda pipeline: pipeline.reconstruction(), self._on_reconstruction)
+        if result.received is None:
+            self.republish()
 
     def update_scale(self) -> None:
         """Take the newest scale into account, once in a while."""
@@ -92,7 +92,7 @@ class Results:
         )
 
     def republish(self) -> None:
-        """Ask the worker for path and cloud of a map that came as a whole."""
+        """Ask the worker for path and cloud of a map that came or was refined as a whole."""
         if self._node.worker is not None:
             self._node.worker.call(lambda pipeline: pipeline.reconstruction(), self._on_reconstruction)
 

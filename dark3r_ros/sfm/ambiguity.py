@@ -42,10 +42,9 @@ def settled_views(
     """
     settled = set(poses)
     tracks = build_tracks(views, pairs)
-    for pair in seed_pairs(pairs, _RIVALS):
-        rival = grow(pair, tracks, views, config)
-        common = [(p.first in rival) and (p.second in rival) for p in pairs]
-        shared = [pair for pair, inside in zip(pairs, common, strict=True) if inside]
+    for seed in seed_pairs(pairs, _RIVALS):
+        rival = grow(seed, tracks, views, config)
+        shared = [pair for pair in pairs if pair.first in rival and pair.second in rival]
         own = sum(agreeing(pair, poses, views, config.max_error) for pair in shared)
         theirs = sum(agreeing(pair, rival, views, config.max_error) for pair in shared)
         if own >= _NEARLY * support and theirs >= _NEARLY * own:

@@ -23,7 +23,7 @@ from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.dense import depth_maps
-from dark3r_ros.sfm.focal import check_focal, guessed, rescaled, scaled_view, search_focal
+from dark3r_ros.sfm.focal import FocalCheck, check_focal, guessed, rescaled, scaled_view, search_focal
 from dark3r_ros.sfm.fusion import fuse
 from dark3r_ros.sfm.graph import pair_graph, poor_views
 from dark3r_ros.sfm.late import pose_remaining, supported
@@ -162,8 +162,7 @@ class SfmRun:
 
     def _with_focal(self, tracks: Tracks, refined: Refined, views: list[View]) -> tuple[Tracks, Refined, list[View]]:
         """Give all views the focal length that the matches want, and adjust with it."""
-        parallax = np.radians(self.config.min_parallax)
-        check = check_focal(tracks, refined.structure, refined.poses, views, self.config.max_error, parallax)
+        check = self._wanted_focal(tracks, refined, views)
         if check is None or not check.contradicts(2.0 * check.deviation, 2.0):
             return tracks, refined, views
         self.notes['focal_scale'] = check.scale
@@ -220,7 +219,7 @@ class SfmRun:
     def _start(self, views: Sequence[View], pairs: Sequence[VerifiedPair]) -> dict[int, Array]:
         """First poses of the views that are good enough to build upon."""
         poor = poor_views(views, self.config.poor_share)
-        if pairs and all(_still(pair) for pair in pairs):
+        if _all_still(pairs):
             # Noise alone would be taken for motion.
             self.notes['start'] = {'method': 'none', 'posed': 0}
             return {}
@@ -261,10 +260,13 @@ class SfmRun:
         self.covariance = last.covariance
         return last
 
+    def _wanted_focal(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> FocalCheck | None:
+        parallax = np.radians(self.config.min_parallax)
+        return check_focal(tracks, refined.structure, refined.poses, views, self.config.max_error, parallax)
+
     def _check_focal(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> None:
         """Warn when the matches clearly want another focal length than the one given."""
-        parallax = np.radians(self.config.min_parallax)
-        check = check_focal(tracks, refined.structure, refined.poses, views, self.config.max_error, parallax)
+        check = self._wanted_focal(tracks, refined, views)
         if check is None:
             return
         wrong = check.contradicts()
@@ -305,7 +307,7 @@ class SfmRun:
             number: 'its matches are too few or do not agree' if number in paired else 'no view sees the same'
             for number in range(len(views))
         }
-        if pairs and all(_still(pair) for pair in pairs):
+        if _all_still(pairs):
             reasons |= dict.fromkeys(paired, 'all views that share matches were taken from one place: move the camera')
         ambiguous = self.notes.get('start', {}).get('ambiguous', ())
         return reasons | dict.fromkeys(ambiguous, 'its matches fit several poses equally well')
@@ -333,6 +335,11 @@ class SfmRun:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - began
+
+
+def _all_still(pairs: Sequence[VerifiedPair]) -> bool:
+    """Whether all views that share matches were taken from one place."""
+    return bool(pairs) and all(_still(pair) for pair in pairs)
 
 
 def _still(pair: VerifiedPair) -> bool:

@@ -13,6 +13,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial.transform import Rotation
 
+from dark3r_ros.geometry.open3d import import_open3d
 from dark3r_ros.simulation.paths import Path, Waves, look_along, poses_from
 
 Array = NDArray[np.float64]
@@ -40,8 +41,6 @@ class FreeSpace:
         self.places = self._standing(grid, float(low[2]), float(high[2]))
 
     def _numpy(self, values: Array) -> Any:
-        from dark3r_ros.simulation.mesh import import_open3d
-
         return import_open3d().core.Tensor(np.ascontiguousarray(values, dtype=np.float32))
 
     def cast(self, origin: Array, direction: Array) -> Array:
