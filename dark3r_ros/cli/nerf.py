@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dark3r_ros.cli.common import add_config_arguments, config_from_arguments, print_json, progress
-from dark3r_ros.errors import ConfigError
+from dark3r_ros.errors import ConfigError, ReconstructionError
 from dark3r_ros.evaluation.nerf_comparison import VARIANTS, ComparisonConfig, compare
 from dark3r_ros.nerf.config import PROFILES, NerfConfig, profile
 from dark3r_ros.raw.noise import NoiseModel, resolve_noise
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_train(actions.add_parser('train', help='make a field; the same command again goes on after a stop'))
     _add_render(actions.add_parser('render', help='render views and a video of a field'))
     _add_evaluate(actions.add_parser('evaluate', help='score the held-out views of a field'))
-    _add_export(actions.add_parser('export', help='write a point cloud and a camera path of a field'))
+    _add_export(actions.add_parser('export', help='write a point cloud, a mesh and a camera path of a field'))
     _add_compare(actions.add_parser('compare', help='measure what each part is worth in a simulated dark scene'))
 
 
@@ -75,10 +75,11 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('field', type=Path, help='field folder')
-    parser.add_argument('-o', '--output', type=Path, required=True, help='folder for cloud.ply and camera_path.json')
+    parser.add_argument('-o', '--output', type=Path, required=True, help='folder for the files')
     parser.add_argument('--views', type=int, default=60, help='views whose depths are fused (default: 60)')
     parser.add_argument('--cells', type=int, default=256, help='cells along the longest side (default: 256)')
     parser.add_argument('--count', type=int, default=120, help='poses of the camera path (default: 120)')
+    parser.add_argument('--mesh', action='store_true', help='make mesh.ply of the depths as well (needs Open3D)')
     parser.add_argument('--device', default='auto', help='cpu, cuda or auto (default)')
 
 
@@ -276,26 +277,40 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from dark3r_ros.geometry.open3d import import_open3d
     from dark3r_ros.nerf import output, paths
     from dark3r_ros.nerf.fieldfile import read_field
+    from dark3r_ros.nerf.mesh import fused_mesh
     from dark3r_ros.nerf.session import choose_device
     from dark3r_ros.storage.cloud import write_ply
     from dark3r_ros.storage.files import write_text
+    from dark3r_ros.storage.mesh import write_mesh_ply
     from dark3r_ros.storage.selection import spread
 
     if min(args.views, args.cells, args.count) < 1:
         raise ConfigError('--views, --cells and --count must be positive')
+    if args.mesh:
+        import_open3d()  # its absence must not be noticed at the end only
     model, info, _ = read_field(args.field, choose_device(args.device))
     tone = output.common_tone_map(model, info)
     chosen = spread(len(info.world_from_camera), args.views)
-    poses = [info.world_from_camera[index] for index in progress(chosen, len(chosen), 'depth fusion')]
-    cloud = output.fused_cloud(model, info, tone, poses, args.cells)
+    poses = [info.world_from_camera[index] for index in chosen]
+    cloud = output.fused_cloud(model, info, tone, progress(poses, len(poses), 'cloud'), args.cells)
     if not len(cloud):
         print('dark3r: warning: no surface was seen by two views: train longer, or with depth', file=sys.stderr)
     write_ply(args.output / 'cloud.ply', cloud, 'points of a radiance field; confidence is the number of pixels')
     path = output.camera_path(info, paths.along(info.world_from_camera, args.count), fps=24.0)
     write_text(args.output / 'camera_path.json', json.dumps(path) + '\n')
-    print(f'{len(cloud)} points and {args.count} poses written to {args.output}')
+    written = f'{len(cloud)} points and {args.count} poses'
+    if args.mesh:
+        try:
+            mesh = fused_mesh(model, info, tone, progress(poses, len(poses), 'mesh'), args.cells)
+        except ReconstructionError as error:
+            print(f'dark3r: warning: no mesh: {error}', file=sys.stderr)
+        else:
+            write_mesh_ply(args.output / 'mesh.ply', mesh.vertices, mesh.colors, mesh.triangles)
+            written += f', {len(mesh.triangles)} triangles'
+    print(f'{written} written to {args.output}')
     return 0
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.nerf.config import NerfConfig, profile
 from dark3r_ros.nerf.load import PosedFrames, collect_views
 from dark3r_ros.nerf.model import RadianceModel
@@ -16,6 +17,7 @@ from dark3r_ros.nerf.trainer import Trainer
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
 from dark3r_ros.simulation.views import views_of
+from dark3r_ros.simulation.world import World
 from dark3r_ros.types import Frame
 
 
@@ -28,6 +30,12 @@ class Room:
     clean: np.ndarray
     depth: np.ndarray
     noise: NoiseModel
+    world: World
+
+    def true_depth(self, camera: Camera, pose: np.ndarray) -> np.ndarray:
+        """Depth (h, w) that a camera sees from a pose, 0 where nothing is."""
+        depth = np.asarray(self.world.depth(views_of(camera, pose))[0], np.float32)
+        return np.where(np.isfinite(depth), depth, np.float32(0.0))
 
 
 class MemorySource(list):
@@ -70,7 +78,7 @@ def make_room(width: int, height: int, count: int, snr_db: float, light: str = '
         None,
     )
     frames = MemorySource(item.frame for item in made)
-    return Room(posed, frames, np.stack(clean), depth, simulation.sensor.noise)
+    return Room(posed, frames, np.stack(clean), depth, simulation.sensor.noise, simulation.world)
 
 
 @pytest.fixture(scope='session')

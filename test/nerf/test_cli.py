@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -18,8 +19,13 @@ import torch
 
 from dark3r_ros.cli.main import main
 from dark3r_ros.cli.recording import write_png
+from dark3r_ros.errors import ReconstructionError
+from dark3r_ros.geometry.open3d import import_open3d
 from dark3r_ros.nerf.fieldfile import info_of, read_field, read_tensors, write_field
+from dark3r_ros.nerf.mesh import fused_mesh
+from dark3r_ros.nerf.output import scaled
 from dark3r_ros.nerf.paths import along, focus_point, looking_at, orbit
+from dark3r_ros.nerf.render import Picture, ToneMap
 from dark3r_ros.storage.cloud import read_ply
 from dark3r_ros.storage.files import OutputError
 from dark3r_ros.storage.sequence import SequenceImage, read_cameras_json, read_depth, write_cameras_json
@@ -126,7 +132,13 @@ def test_render_given_poses_at_another_size(trained_field, sequence, tmp_path):
 
 def test_export_cloud_and_camera_path(full, views, tiny, room, tmp_path):
     write_field(tmp_path, full[0].averaged_state(), info_of(views, tiny, full[0].box, views.world_from_camera), {})
-    assert main(['nerf', 'export', str(tmp_path), '-o', str(tmp_path / 'out'), '--views', '12', '--cells', '64']) == 0
+    command = ['nerf', 'export', str(tmp_path), '-o', str(tmp_path / 'out'), '--views', '12', '--cells', '64', '--mesh']
+    assert main(command) == 0
+    vertices, triangles = read_mesh(tmp_path / 'out' / 'mesh.ply')
+    assert len(triangles) > 1000 and triangles.max() < len(vertices)
+    assert (
+        np.median(surface_error(room, views.camera, views.world_from_camera, vertices)) < 0.05
+    )  # measured: 0.024, that of the field's depth
     cloud = read_ply(tmp_path / 'out' / 'cloud.ply')
     low, high = np.percentile(cloud.points, [2, 98], axis=0)
     # The room of the simulation is 6.5 m x 6.5 m x 2.9 m.
@@ -136,6 +148,44 @@ def test_export_cloud_and_camera_path(full, views, tiny, room, tmp_path):
     # OpenGL axes: the camera looks along -z.
     assert np.dot(-first[:3, 2], room.posed.world_from_camera[0][:3, 2]) > 0.95
     assert len(path['camera_path']) == 120
+
+
+def read_mesh(path):
+    mesh = import_open3d().io.read_triangle_mesh(str(path))
+    return np.asarray(mesh.vertices), np.asarray(mesh.triangles)
+
+
+def surface_error(room, camera, poses, vertices):
+    """Relative distance in depth of vertices (N, 3) from the true surface, over all views that they project into."""
+    errors = []
+    for pose in poses:
+        local = (vertices - pose[:3, 3]) @ pose[:3, :3]
+        ahead = local[:, 2] > 0.1
+        columns, rows = np.rint(camera.project(np.where(ahead[:, None], local, 1.0))).astype(int).T
+        seen = ahead & (columns >= 0) & (columns < camera.width) & (rows >= 0) & (rows < camera.height)
+        relative = local[seen, 2] / room.true_depth(camera, pose)[rows[seen], columns[seen]] - 1.0
+        errors.append(np.abs(relative[relative < 0.3]))  # what lies behind another surface is seen from elsewhere
+    return np.concatenate(errors)
+
+
+def test_a_mesh_of_exact_depths_is_the_true_surface(full, views, tiny, room, monkeypatch):
+    trainer, model = full
+    info = info_of(views, tiny, trainer.box, views.world_from_camera)
+    info = dataclasses.replace(info, camera=scaled(info.camera, 5.0))
+
+    def exact(_, camera, pose, lens):
+        light = np.linspace(0.0, 1.0, 3 * lens.width * lens.height, dtype=np.float32)
+        shape = lens.height, lens.width
+        return Picture(light.reshape(3, *shape), room.true_depth(camera, pose), np.ones(shape, np.float32))
+
+    monkeypatch.setattr('dark3r_ros.nerf.mesh.render_view', exact)
+    poses = list(views.world_from_camera[::4])
+    mesh = fused_mesh(model, info, ToneMap((1.0, 1.0, 1.0)), poses, cells=200)
+    error = surface_error(room, info.camera, poses, mesh.vertices.astype(np.float64))
+    assert len(mesh.triangles) > 5000 and np.median(error) < 0.01 and np.percentile(error, 80) < 0.03
+    assert mesh.colors.std() > 10
+    with pytest.raises(ReconstructionError, match='no depth is sure enough'):
+        fused_mesh(model, info, ToneMap((1.0, 1.0, 1.0)), [], cells=64)
 
 
 @pytest.mark.slow
