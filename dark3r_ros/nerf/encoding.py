@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-resolution grids of features, and spherical harmonics of directions.
 
-Levels that fit into the table are dense volumes read by `grid_sample` (compiled kernels on CPU and CUDA); larger ones
-are hashed as in instant-ngp (Mueller et al., SIGGRAPH 2022). `encode_reference` is the plain statement of both.
+Levels that fit into the table are dense; larger ones are hashed as in instant-ngp (Mueller et al., SIGGRAPH 2022). All
+levels of all points are looked up together, corner by corner, in one flat table a feature: few large operations on
+contiguous memory instead of many small ones. `encode_reference` is the plain statement of both.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from dark3r_ros.errors import ConfigError
 
 _PRIMES = (1, 2654435761, 805459861)
 _CORNERS = tuple(itertools.product((0, 1), repeat=3))
@@ -30,107 +33,149 @@ class GridEncoding(nn.Module):
     """Features interpolated trilinearly from grids of several resolutions over [-1, 1]^3.
 
     Nodes of a level with n cells lie at (i - 1/2) / n of the domain, i = 0 .. n + 1, so that the nodes of different
-    levels do not fall together.
+    levels do not fall together. Levels must come coarse to fine; `table_size` is a power of two where one is hashed.
     """
 
     def __init__(self, cells: Sequence[tuple[int, int, int]], features: int, table_size: int, spread: float) -> None:
         super().__init__()
-        self.features = features
-        self.dense_cells: list[tuple[int, int, int]] = []
-        self.hashed_cells: list[tuple[int, int, int]] = []
-        self.dense = nn.ParameterList()
-        for count in cells:
-            nodes = tuple(n + 2 for n in count)
-            if math.prod(nodes) <= table_size:
-                self.dense_cells.append(count)
-                volume = torch.empty(1, features, nodes[2], nodes[1], nodes[0]).uniform_(-spread, spread)
-                self.dense.append(nn.Parameter(volume))
-            else:
-                self.hashed_cells.append(count)
-        self.table_size = table_size
-        hashed = torch.empty(len(self.hashed_cells) * table_size, features).uniform_(-spread, spread)
-        self.table = nn.Parameter(hashed) if self.hashed_cells else None
-        self._scale: dict[tuple[torch.device, int], Tensor] = {}
+        self.features, self.table_size = features, table_size
+        self.cells = list(cells)
+        self.nodes = [math.prod(n + 2 for n in count) for count in cells]
+        self.dense_levels = sum(count <= table_size for count in self.nodes)
+        if any(count > table_size for count in self.nodes[: self.dense_levels]):
+            raise ConfigError('levels of a grid must come coarse to fine')
+        if self.dense_levels < len(self.cells) and table_size & (table_size - 1):
+            raise ConfigError(f'a hashed table has a power of two of entries, not {table_size}')
+        rows = [min(count, table_size) for count in self.nodes]
+        self.starts = [sum(rows[:level]) for level in range(len(rows))]
+        self.table = nn.Parameter(torch.empty(features, sum(rows)).uniform_(-spread, spread))
+        self._constants: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def width(self) -> int:
         """Number of values per point."""
-        return self.features * (len(self.dense_cells) + len(self.hashed_cells))
-
-    def _cells(self, x: Tensor, level: int) -> Tensor:
-        key = (x.device, level)
-        if key not in self._scale:
-            cells = (self.dense_cells + self.hashed_cells)[level]
-            self._scale[key] = torch.tensor(cells, dtype=torch.float32, device=x.device)
-        return self._scale[key].to(x.dtype)
+        return self.features * len(self.cells)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (N, width) of points (N, 3) in [-1, 1]^3."""
-        parts = []
-        for level, volume in enumerate(self.dense):
-            cells = self._cells(x, level)
-            # Node coordinate p = (x + 1) / 2 * n + 1/2 of n + 2 nodes, as grid_sample wants it: 2 p / (n + 1) - 1.
-            place = ((x + 1.0) * cells + 1.0) / (cells + 1.0) - 1.0
-            read = functional.grid_sample(volume, place[None, None, None], align_corners=True, padding_mode='border')
-            parts.append(read[0, :, 0, 0].T)
-        if self.table is not None:
-            parts.append(self._hashed(x))
-        return torch.cat(parts, dim=1)
+        """Features (N, width) of points (N, 3) in [-1, 1]^3, level by level."""
+        cells, steps, starts = self._on(x.device)
+        place = (x.T[:, None] + 1.0) * (0.5 * cells)[:, :, None] + 0.5
+        with torch.no_grad():
+            base = torch.nan_to_num(place).floor()
+            index = self._index(base.long(), steps, starts)
+        inside = place - base
+        features: Tensor = _Interpolate.apply(self.table, index, inside)  # type: ignore[no-untyped-call]
+        return features.flatten(0, 1).T
 
-    def _hashed(self, x: Tensor) -> Tensor:
-        assert self.table is not None
-        rows, weights = [], []
-        for number in range(len(self.hashed_cells)):
-            cells = self._cells(x, len(self.dense_cells) + number)
-            place = (x + 1.0) * 0.5 * cells + 0.5
-            base = place.detach().floor()
-            inside = place - base
-            index, weight = _corners(base.long(), inside, self.table_size)
-            rows.append(index + number * self.table_size)
-            weights.append(weight)
-        flat = functional.embedding_bag(torch.cat(rows), self.table, per_sample_weights=torch.cat(weights), mode='sum')
-        return flat.reshape(len(rows), len(x), self.features).transpose(0, 1).reshape(len(x), -1)
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells (3, L) float32, strides (3, L) and starts (L, 1) int64."""
+        if device not in self._constants:
+            cells = torch.tensor(self.cells, dtype=torch.float32).T
+            steps = torch.tensor([(1, n[0] + 2, (n[0] + 2) * (n[1] + 2)) for n in self.cells]).T
+            starts = torch.tensor(self.starts)[:, None]
+            self._constants[device] = cells.contiguous().to(device), steps.to(device), starts.to(device)
+        return self._constants[device]
+
+    def _index(self, base: Tensor, steps: Tensor, starts: Tensor) -> Tensor:
+        """Columns (8, L, N) of the table of the corners of cells with lowest nodes (3, L, N)."""
+        dense = self.dense_levels
+        index = base.new_empty(8, *base.shape[1:])
+        low = base[:, :dense]
+        step = steps[:, :dense, None]
+        first = low[0] + low[1] * step[1] + low[2] * step[2] + starts[:dense]
+        for corner, part in zip(_CORNERS, index, strict=True):
+            shift = corner[0] + corner[1] * step[1] + corner[2] * step[2]
+            torch.add(first, shift, out=part[:dense])
+        if dense < len(self.cells):
+            low = base[:, dense:]
+            axes = [(low[axis] * prime, (low[axis] + 1) * prime) for axis, prime in enumerate(_PRIMES)]
+            for corner, part in zip(_CORNERS, index, strict=True):
+                hashed = axes[0][corner[0]] ^ axes[1][corner[1]] ^ axes[2][corner[2]]
+                torch.add(hashed & (self.table_size - 1), starts[dense:], out=part[dense:])
+        return index
 
 
-def _corners(base: Tensor, inside: Tensor, table_size: int) -> tuple[Tensor, Tensor]:
-    """Hashed rows (N, 8) and trilinear weights (N, 8) of the corners of cells."""
-    primes = base.new_tensor(_PRIMES)
-    low, high = base * primes, (base + 1) * primes
-    index, weight = [], []
-    for corner in _CORNERS:
-        x, y, z = (high[:, axis] if corner[axis] else low[:, axis] for axis in range(3))
-        index.append((x ^ y ^ z) % table_size)
-        factors = [inside[:, axis] if corner[axis] else 1.0 - inside[:, axis] for axis in range(3)]
-        weight.append(factors[0] * factors[1] * factors[2])
-    return torch.stack(index, dim=1), torch.stack(weight, dim=1)
+def _factors(inside: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Weights of the lower and upper node along each axis."""
+    return [(1.0 - part, part) for part in inside]
+
+
+class _Interpolate(torch.autograd.Function):
+    """Trilinear interpolation in a table (F, T) at columns (8, L, N) with places (3, L, N) inside the cells.
+
+    Written out because autograd would make a gradient as large as the table for every corner.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor, inside: Tensor) -> Tensor:
+        x, y, z = _factors(inside)
+        levels, count = index.shape[1:]
+        result = table.new_zeros(levels, table.shape[0], count)
+        weights = table.new_empty(index.shape)
+        for number, corner in enumerate(_CORNERS):
+            if not corner[2]:
+                plane = x[corner[0]] * y[corner[1]]
+            torch.mul(plane, z[corner[2]], out=weights[number])
+            for feature, row in enumerate(table):
+                read = row.index_select(0, index[number].reshape(-1)).view(levels, count)
+                result[:, feature].addcmul_(read, weights[number])
+        ctx.save_for_backward(table, index, inside, weights)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:  # type: ignore[override]
+        table, index, inside, weights = ctx.saved_tensors
+        rows = [gradient[:, feature].contiguous() for feature in range(len(table))]
+        of_table = of_inside = None
+        if ctx.needs_input_grad[0]:
+            of_table = torch.zeros_like(table)
+            flat = index.view(-1)
+            for feature, row in enumerate(rows):
+                of_table[feature].scatter_add_(0, flat, (weights * row).view(-1))
+        if ctx.needs_input_grad[2]:
+            of_inside = _place_gradient(table, index, inside, rows)
+        return of_table, None, of_inside
+
+
+def _place_gradient(table: Tensor, index: Tensor, inside: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """Gradient (3, L, N) of the places inside the cells, for gradients (L, N) of each feature."""
+    value = torch.zeros_like(index, dtype=table.dtype)
+    for feature, row in enumerate(rows):
+        value += table[feature].index_select(0, index.view(-1)).view(index.shape) * row
+    value = value.view(2, 2, 2, *index.shape[1:])
+    x, y, z = _factors(inside)
+    result = torch.zeros_like(inside)
+    for a, b in itertools.product((0, 1), repeat=2):
+        result[0] += (value[1, a, b] - value[0, a, b]) * y[a] * z[b]
+        result[1] += (value[a, 1, b] - value[a, 0, b]) * x[a] * z[b]
+        result[2] += (value[a, b, 1] - value[a, b, 0]) * x[a] * y[b]
+    return result
 
 
 def encode_reference(encoding: GridEncoding, x: Tensor) -> Tensor:
     """Evaluate the same features node by node in float64: slow, and the definition that tests compare with."""
     x = x.double()
     parts = []
-    for number, cells in enumerate(encoding.dense_cells + encoding.hashed_cells):
+    for level, cells in enumerate(encoding.cells):
         place = (x + 1.0) / 2.0 * x.new_tensor(cells) + 0.5
         base = place.detach().floor()
         total = torch.zeros(len(x), encoding.features, dtype=torch.float64)
         for corner in _CORNERS:
             node = base + x.new_tensor(corner)
             weight = (1.0 - (place - node).abs()).prod(dim=1)
-            total = total + weight[:, None] * _node_values(encoding, number, node.long())
+            total = total + weight[:, None] * _node_values(encoding, level, node.long())
         parts.append(total)
     return torch.cat(parts, dim=1)
 
 
 def _node_values(encoding: GridEncoding, level: int, node: Tensor) -> Tensor:
     x, y, z = node.T
-    hashed = level - len(encoding.dense_cells)
-    if hashed < 0:
-        volume = encoding.dense[level][0]
-        inside = [axis.clamp(0, size - 1) for axis, size in zip((z, y, x), volume.shape[1:], strict=True)]
-        return volume[:, inside[0], inside[1], inside[2]].T.double()
-    assert encoding.table is not None
-    index = (x * _PRIMES[0] ^ y * _PRIMES[1] ^ z * _PRIMES[2]) % encoding.table_size
-    return encoding.table[hashed * encoding.table_size + index].double()
+    if level < encoding.dense_levels:
+        across, down, _ = (count + 2 for count in encoding.cells[level])
+        index = x + across * (y + down * z)
+    else:
+        index = (x * _PRIMES[0] ^ y * _PRIMES[1] ^ z * _PRIMES[2]) % encoding.table_size
+    return encoding.table[:, encoding.starts[level] + index].T.double()
 
 
 def spherical_harmonics(directions: Tensor, degree: int) -> Tensor:

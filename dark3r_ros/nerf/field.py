@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dark3r_ros.nerf.config import NerfConfig
 from dark3r_ros.nerf.encoding import GridEncoding, level_cells, spherical_harmonics
@@ -27,17 +28,23 @@ class Field(nn.Module):
         self.density = nn.Sequential(
             nn.Linear(self.encoding.width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1 + _GEOMETRY)
         )
-        self.colour = nn.Sequential(
-            nn.Linear(_GEOMETRY + harmonics, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 3)
-        )
+        self.mixing = nn.Linear(_GEOMETRY + harmonics, config.hidden)
+        self.colour = nn.Linear(config.hidden, 3)
 
     def forward(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Density (N,) and radiance (N, 3) at domain points (N, 3) in [-1, 1] seen along unit vectors (N, 3)."""
+        """Density (N,) and radiance (N, 3) at domain points (N, 3) in [-1, 1].
+
+        `directions` are the unit vectors (R, 3) of R rays; the points are those of the first ray, of the second, ...
+        """
         features = self.encoding(x)
         harmonics = spherical_harmonics(directions, self.degree)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.amp and x.device.type == 'cuda'):
             hidden = self.density(features)
-            colour = self.colour(torch.cat([hidden[:, 1:], harmonics.to(hidden.dtype)], dim=1))
+            # `mixing` of [geometry, harmonics], the second part of it once a ray.
+            seen = functional.linear(harmonics, self.mixing.weight[:, _GEOMETRY:], self.mixing.bias)
+            local = functional.linear(hidden[:, 1:], self.mixing.weight[:, :_GEOMETRY])
+            mixed = local.view(len(directions), -1, local.shape[1]) + seen[:, None]
+            colour = self.colour(functional.relu(mixed).view(len(x), -1))
         density = torch.exp((hidden[:, 0].float() + _THIN).clamp(max=_LARGEST_LOG))
         return density, torch.exp(colour.float().clamp(-_LARGEST_LOG, _LARGEST_LOG))
 

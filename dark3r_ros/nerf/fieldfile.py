@@ -31,7 +31,7 @@ from dark3r_ros.storage.files import replacing
 
 FIELD_FILE = 'field.safetensors'
 CHECKPOINT_FILE = 'checkpoint.safetensors'
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,8 +75,7 @@ class RadianceModel(nn.Module):
         t = distance(edges)
         middle = (t[:, 1:] + t[:, :-1]) / 2.0
         places = self._places(rays, middle, generator, sigma)
-        towards = rays.directions[:, None].expand(-1, config.samples, -1).reshape(-1, 3)
-        density, radiance = self.field(places, towards)
+        density, radiance = self.field(places, rays.directions)
         weights = ray_weights(density.reshape(middle.shape), t)
         radiance = radiance.reshape(*middle.shape, 3)
         if self.lamp is not None:

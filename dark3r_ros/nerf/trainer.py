@@ -14,6 +14,7 @@ from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.nerf.box import SceneBox, box_around, normalised_poses
 from dark3r_ros.nerf.config import NerfConfig
 from dark3r_ros.nerf.losses import decayed, depth_loss, distortion_loss, interlevel_loss, photometric
+from dark3r_ros.nerf.memory import keep_freed_memory
 from dark3r_ros.nerf.model import RadianceModel, Rendered
 from dark3r_ros.nerf.rays import lens_of, make_rays
 from dark3r_ros.nerf.sampling import distance
@@ -97,6 +98,8 @@ class Trainer:
     def __init__(self, views: Views, config: NerfConfig, *, device: str = 'cpu', box: SceneBox | None = None) -> None:
         self.views, self.config, self.device = views, config, device
         self.box = box or box_around(views.world_from_camera[:, :3, 3], views.scene_points(), config.margin)
+        if device == 'cpu':
+            keep_freed_memory()
         torch.manual_seed(config.seed)
         self.model = RadianceModel(config, self.box, len(views)).to(device)
         self.data = _Data(views, self.box, device)

@@ -17,6 +17,7 @@ from dark3r_ros.nerf.cameras import rotation_matrices
 from dark3r_ros.nerf.compositing import composite, expected_distance, median_distance, ray_weights
 from dark3r_ros.nerf.config import profile
 from dark3r_ros.nerf.encoding import GridEncoding, encode_reference, level_cells, spherical_harmonics
+from dark3r_ros.nerf.field import Field
 from dark3r_ros.nerf.losses import decayed, depth_loss, distortion_loss, interlevel_loss, photometric
 from dark3r_ros.nerf.metrics import affine_fit, psnr, ssim
 from dark3r_ros.nerf.rays import lens_of, make_rays
@@ -32,7 +33,7 @@ def test_encoding_equals_its_plain_statement(table_log2):
     torch.manual_seed(1)
     cells = level_cells(4, 4, 40, (1.0, 0.5, 0.7))
     encoding = GridEncoding(cells, 2, 2**table_log2, spread=1.0)
-    assert (len(encoding.hashed_cells) == 0) == (table_log2 == 20)
+    assert (encoding.dense_levels == 4) == (table_log2 == 20)
     x = torch.rand(500, 3, generator=generator()) * 2.0 - 1.0
     x[0], x[1] = 1.0, -1.0
     assert torch.allclose(encoding(x).double(), encode_reference(encoding, x), atol=2e-5)
@@ -41,7 +42,7 @@ def test_encoding_equals_its_plain_statement(table_log2):
 def test_encoding_gradients_equal_those_of_its_plain_statement():
     torch.manual_seed(2)
     encoding = GridEncoding(level_cells(3, 4, 30, (1.0, 1.0, 1.0)), 2, 2**10, spread=1.0)
-    assert encoding.dense_cells and encoding.hashed_cells
+    assert 0 < encoding.dense_levels < 3
     x = (torch.rand(200, 3, generator=generator()) * 1.9 - 0.95).requires_grad_()
     probe = torch.randn(200, encoding.width, generator=generator(3))
     inputs = [x, *encoding.parameters()]
@@ -49,6 +50,25 @@ def test_encoding_gradients_equal_those_of_its_plain_statement():
     plain = torch.autograd.grad((encode_reference(encoding, x) * probe.double()).sum(), inputs)
     for a, b in zip(fast, plain, strict=True):
         assert torch.allclose(a, b, atol=2e-3, rtol=1e-3)
+
+
+def test_points_that_are_not_numbers_give_features_that_are_none():
+    encoding = GridEncoding(level_cells(2, 4, 8, (1.0, 1.0, 1.0)), 2, 2**12, spread=1.0)
+    x = torch.tensor([[0.1, float('nan'), 0.3], [0.1, 0.2, 0.3]])
+    found = encoding(x)
+    assert found[0].isnan().all() and found[1].isfinite().all()
+
+
+def test_colours_equal_those_of_one_network_a_point():
+    torch.manual_seed(0)
+    field = Field(profile('preview', {'levels': 2, 'finest': 16}), (1.0, 1.0, 0.5))
+    x = torch.rand(12, 3) * 2.0 - 1.0
+    towards = torch.nn.functional.normalize(torch.randn(4, 3), dim=1)
+    density, radiance = field(x, towards)
+    hidden = field.density(field.encoding(x))
+    whole = torch.cat([hidden[:, 1:], spherical_harmonics(towards.repeat_interleave(3, dim=0), 2)], dim=1)
+    assert torch.allclose(radiance, torch.exp(field.colour(torch.relu(field.mixing(whole)))), rtol=1e-5)
+    assert torch.allclose(density, torch.exp(hidden[:, 0] - 1.5), rtol=1e-5)
 
 
 def test_spherical_harmonics_are_orthonormal():
