@@ -69,17 +69,20 @@ def run(args: argparse.Namespace) -> int:
     measured: dict[str, list[Measured]] = {name: [] for name in args.tables or TABLES}
     began = time.monotonic()
     left = 0
-    for number, cell in enumerate(cells, 1):
-        known = store.known(cell)
-        if known is None and time.monotonic() - began > 60.0 * args.minutes:
-            left += 1
-            continue
-        result = known or store.measure(cell)
-        measured[cell.table].append(result)
-        _tell(number, len(cells), result, known is not None)
-        if known is None:
-            write_pages(args.output, measured, TABLES)
-    page = write_pages(args.output, measured, TABLES)
+    try:
+        for number, cell in enumerate(cells, 1):
+            known = store.known(cell)
+            if known is None and time.monotonic() - began > 60.0 * args.minutes:
+                left += 1
+                continue
+            result = known or store.measure(cell)
+            measured[cell.table].append(result)
+            _tell(number, len(cells), result, known is not None)
+            if number < len(cells) and cells[number].table != cell.table:
+                write_pages(args.output, measured, TABLES)
+    finally:
+        # Also when the user has had enough: what was measured is shown.
+        page = write_pages(args.output, measured, TABLES)
     if args.json:
         print_json({name: [vars(cell) for cell in rows] for name, rows in measured.items()})
     else:

@@ -13,7 +13,8 @@ from typing import Any
 
 from dark3r_ros.cli.common import add_config_arguments, config_from_arguments, print_json, progress
 from dark3r_ros.errors import ConfigError, ReconstructionError
-from dark3r_ros.evaluation.nerf_comparison import VARIANTS, ComparisonConfig, compare
+from dark3r_ros.evaluation.nerf_comparison import compare, variants_for
+from dark3r_ros.evaluation.nerf_scenes import ComparisonConfig
 from dark3r_ros.nerf.config import PROFILES, NerfConfig, profile
 from dark3r_ros.raw.noise import NoiseModel, resolve_noise
 from dark3r_ros.types import Frame
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_render(actions.add_parser('render', help='render views and a video of a field'))
     _add_evaluate(actions.add_parser('evaluate', help='score the held-out views of a field'))
     _add_export(actions.add_parser('export', help='write a point cloud, a mesh and a camera path of a field'))
-    _add_compare(actions.add_parser('compare', help='measure what each part is worth in a simulated dark scene'))
+    _add_compare(actions.add_parser('compare', help='measure what each part is worth in a dark scene'))
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +89,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--profile', choices=tuple(PROFILES), default='preview', help='default: preview')
     parser.add_argument('--variants', default='', metavar='A,B', help='only these variants (default: all)')
     parser.add_argument('--steps', type=int, default=None, help='training steps (default: those of the profile)')
-    add_config_arguments(parser, ComparisonConfig, 'simulated scene', 'scene')
+    add_config_arguments(parser, ComparisonConfig, 'scene', 'scene')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -321,10 +322,11 @@ def _compare(args: argparse.Namespace) -> int:
 
     scene = config_from_arguments(args, ComparisonConfig, 'scene')
     config = profile(args.profile, {'width': scene.width, **({'steps': args.steps} if args.steps else {})})
-    names = [name.strip() for name in args.variants.split(',') if name.strip()] or list(VARIANTS)
-    unknown = [name for name in names if name not in VARIANTS]
+    names = [name.strip() for name in args.variants.split(',') if name.strip()]
+    known = variants_for(scene)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f'unknown variant {unknown[0]!r}; known: {", ".join(VARIANTS)}')
+        raise ConfigError(f'unknown variant {unknown[0]!r} with --poses {scene.poses}; known: {", ".join(known)}')
     check_writable(args.output / 'comparison.json')
     results: dict[str, Any] = {}
 
@@ -339,5 +341,5 @@ def _compare(args: argparse.Namespace) -> int:
         facts = {'scene': to_mapping(scene), 'config': to_mapping(config), 'results': results}
         write_text(args.output / 'comparison.json', json.dumps(jsonable(facts), indent=1) + '\n')
 
-    compare(scene, config, variants={name: VARIANTS[name] for name in names}, folder=args.output, told=told)
+    compare(scene, config, variants=names or known, folder=args.output, told=told)
     return 0

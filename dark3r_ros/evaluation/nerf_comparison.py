@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each part of the radiance field is worth: one simulated dark scene, the same training with one thing changed.
+"""What each part of the radiance field is worth: one dark scene, the same training with one thing changed.
 
-Poses are true. Depths are the true ones spoiled as those of a plane sweep are: noise, outliers, holes. Renders of
-held-out views are scored against the clean light in the unit of the raw counts, without any fit but where a figure
-says so.
+Renders of held-out views are scored against the clean light in the unit of the raw counts, without any fit but where a
+figure says so.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +19,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dark3r_ros.config import Config, setting
+from dark3r_ros.evaluation.nerf_scenes import ComparisonConfig, DarkScene, make_scene
 from dark3r_ros.nerf.config import NerfConfig
 from dark3r_ros.nerf.evaluate import Scores, score
 from dark3r_ros.nerf.load import PosedFrames, collect_views
 from dark3r_ros.nerf.model import RadianceModel
 from dark3r_ros.nerf.output import write_png
-from dark3r_ros.nerf.render import ToneMap, depth_picture, render_view, tone_map_for
+from dark3r_ros.nerf.render import Picture, depth_picture, render_view, tone_map_for
 from dark3r_ros.nerf.trainer import Trainer
 from dark3r_ros.nerf.views import Views
-from dark3r_ros.simulation.sequence import Simulation, SimulationConfig, simulate
-from dark3r_ros.simulation.views import views_of
-from dark3r_ros.types import Frame
 
-_BINNING = 2
 _BLURS = (0.5, 0.8, 1.2, 1.8, 2.6, 4.0, 6.0, 9.0)
 
 # What each variant changes in the settings.
+TRUE_POSES = 'true poses'
 VARIANTS: dict[str, Mapping[str, Any]] = {
     'full': {},
+    TRUE_POSES: {},
     'no depth': {'depth_weight': 0.0},
     'clipped at black': {'clip_black': True},
     'no preconditioning': {'precondition': 0.0},
@@ -48,92 +44,14 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class ComparisonConfig(Config):
-    """The simulated scene of a comparison. The mosaic is twice as wide and high as the views."""
-
-    scene: str = setting('room', 'simulated scene')
-    light: str = setting('ambient', 'lamp, ambient or both')
-    width: int = setting(120, 'width of a view, a multiple of 4', unit='px', minimum=16)
-    height: int = setting(88, 'height of a view, a multiple of 4', unit='px', minimum=16)
-    views: int = setting(60, 'number of views', minimum=4)
-    seconds: float = setting(30.0, 'time over which they are taken', unit='s', minimum=0.1)
-    snr_db: float = setting(-4.0, 'signal-to-noise ratio of a view', unit='dB')
-    seed: int = setting(0, 'seed of scene, path and noise', minimum=0)
-    depth_noise: float = setting(0.03, 'relative error of the depths', minimum=0.0)
-    depth_outliers: float = setting(0.05, 'share of depths that are wrong by up to a half', minimum=0.0, maximum=1.0)
-    depth_missing: float = setting(0.3, 'share of depths that are missing', minimum=0.0, maximum=1.0)
+def variants_for(config: ComparisonConfig) -> list[str]:
+    """Names of the variants that make sense: with true poses, those are no variant."""
+    return [name for name in VARIANTS if name != TRUE_POSES or config.poses == 'estimated']
 
 
-@dataclass(frozen=True, eq=False)
-class DarkScene:
-    """Frames with poses and spoiled depths, and the clean truth: counts above black (V, 3, h, w), depth (V, h, w)."""
-
-    posed: PosedFrames
-    frames: _Frames
-    clean: NDArray[np.float32]
-    depth: NDArray[np.float32]
-    simulation: Simulation
-
-
-class _Frames:
-    """Frames in memory."""
-
-    def __init__(self, frames: list[Frame]) -> None:
-        self._frames = frames
-        self.warnings: tuple[str, ...] = ()
-
-    def __iter__(self) -> Iterator[Frame]:
-        return iter(self._frames)
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-
-def make_scene(config: ComparisonConfig) -> DarkScene:
-    """Photograph a simulated scene in the dark."""
-    simulation = simulate(
-        SimulationConfig(
-            scene=config.scene, light=config.light, seconds=config.seconds, rate=config.views / config.seconds,
-            width=_BINNING * config.width, height=_BINNING * config.height, snr_db=config.snr_db, seed=config.seed,
-            workers=1, depth=False,
-        )
-    )  # fmt: skip
-    camera = simulation.camera.binned(_BINNING)
-    frames, clean, depth, poses = [], [], [], []
-    for index in range(len(simulation)):
-        frames.append(simulation.photograph(index).frame)
-        light = simulation.radiance(index, camera)
-        clean.append(simulation.sensor.planes(light, _BINNING) * np.float32(simulation.exposure.scale))
-        poses.append(simulation.pose(index))
-        metres = np.asarray(simulation.world.depth(views_of(camera, poses[-1]))[0], dtype=np.float32)
-        depth.append(np.where(np.isfinite(metres), metres, np.float32(0.0)))
-    spoiled = spoil_depth(np.stack(depth), config)
-    posed = PosedFrames(
-        camera=simulation.camera,
-        stamps_ns=np.array([frame.stamp_ns for frame in frames]),
-        names=tuple(frame.name for frame in frames),
-        world_from_camera=np.stack(poses),
-        points=np.zeros((0, 3)),
-        metric=True,
-        depth=lambda index, _: (spoiled[index], (spoiled[index] > 0).astype(np.float32)),
-        recording=None,
-    )
-    return DarkScene(posed, _Frames(frames), np.stack(clean), np.stack(depth), simulation)
-
-
-def spoil_depth(depth: NDArray[np.float32], config: ComparisonConfig) -> NDArray[np.float32]:
-    """Depths (V, h, w) as a plane sweep in the dark would find them."""
-    rng = np.random.default_rng([config.seed, 11])
-    result = depth * (1.0 + config.depth_noise * rng.standard_normal(depth.shape))
-    wrong = rng.random(depth.shape) < config.depth_outliers
-    result = np.where(wrong, depth * rng.uniform(0.5, 1.5, depth.shape), result)
-    return np.where(rng.random(depth.shape) < config.depth_missing, 0.0, result).astype(np.float32)
-
-
-def train_variant(scene: DarkScene, config: NerfConfig) -> tuple[RadianceModel, Trainer, float]:
-    """Train on the scene; model with averaged weights, trainer, seconds."""
-    views = collect_views(scene.posed, scene.frames, config, noise=scene.simulation.sensor.noise)
+def train_variant(scene: DarkScene, posed: PosedFrames, config: NerfConfig) -> tuple[RadianceModel, Trainer, float]:
+    """Train on the scene as `posed` sees it; model with averaged weights, trainer, seconds."""
+    views = collect_views(posed, scene.frames, config, noise=scene.noise)
     began = time.perf_counter()
     trainer = Trainer(views, config)
     trainer.run()
@@ -174,64 +92,88 @@ def compare(
     scene_config: ComparisonConfig,
     config: NerfConfig,
     *,
-    variants: Mapping[str, Mapping[str, Any]] = VARIANTS,
+    variants: Sequence[str] | None = None,
     folder: Path | None = None,
+    reconstruction: Path | None = None,
     told: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Train all variants and score them on the held-out views; pictures go into `folder`."""
+    """Train variants (by name; None: all that make sense) and score them on the held-out views.
+
+    Pictures go into `folder`; `reconstruction` keeps estimated poses for the next call (default: `folder`).
+    """
     torch.manual_seed(config.seed)
-    scene = make_scene(scene_config)
+    scene = make_scene(scene_config, reconstruction or folder)
     results: dict[str, dict[str, Any]] = {}
 
     def keep(name: str, row: dict[str, Any]) -> None:
-        results[name] = row
+        results[name] = {**scene.facts, **row}
         if told:
-            told(name, row)
+            told(name, results[name])
 
-    plain = collect_views(scene.posed, scene.frames, config, noise=scene.simulation.sensor.noise)
-    tone = tone_map_for(scene.clean)
-    for name, scores in floors(plain, scene.clean).items():
+    plain = collect_views(scene.posed, scene.frames, config, noise=scene.noise)
+    clean = scene.truth_of(plain)
+    for name, scores in floors(plain, clean).items():
         keep(name, {'views': scores.views, **scores.as_mapping('')})
-    for name, changes in variants.items():
-        model, trainer, seconds = train_variant(scene, dataclasses.replace(config, **changes))
+    for name in variants_for(scene_config) if variants is None else variants:
+        posed = scene.with_true_poses() if name == TRUE_POSES else scene.posed
+        model, trainer, seconds = train_variant(scene, posed, dataclasses.replace(config, **VARIANTS[name]))
         held = np.flatnonzero(plain.held_out)
-        pictures = [render_view(model, plain.camera, plain.world_from_camera[index]) for index in held]
+        poses = trainer.views.world_from_camera
+        pictures = [render_view(model, plain.camera, poses[index]) for index in held]
         renders = [picture.radiance * np.float32(trainer.views.unit) for picture in pictures]
-        scores = score(renders, list(scene.clean[held]))
-        depth_error = [
-            float(np.median(np.abs(picture.depth - truth)[truth > 0] / truth[truth > 0]))
-            for picture, truth in zip(pictures, scene.depth[held], strict=True)
-        ]
+        scores = score(renders, list(clean[held]))
+        stamps = (int(plain.stamps_ns[index]) for index in held)
+        truths = [_sized(scene.depth.get(stamp), picture) for stamp, picture in zip(stamps, pictures, strict=True)]
         row = {
             'views': scores.views,
             **scores.as_mapping(''),
-            'depth_error': float(np.mean(depth_error)),
+            'depth_error': _depth_error(pictures, truths),
             'residual': trainer.history[-1][2],
             'seconds': seconds,
             'rays_per_second': trainer.rays * config.steps / seconds,
         }
         keep(name, row)
         if folder is not None:
-            sheet = _sheet(tone, plain, scene, held[:3], renders[:3], [picture.depth for picture in pictures[:3]])
+            sheet = _sheet(plain, clean, held[:3], renders, pictures, truths)
             write_png(folder / f'{name.replace(" ", "_")}.png', sheet)
     return results
 
 
+def _sized(depth: NDArray[np.float32] | None, picture: Picture) -> NDArray[np.float32] | None:
+    """True depth at the size of a picture; nearest values, since depths must not be mixed across edges."""
+    if depth is None:
+        return None
+    height, width = picture.depth.shape
+    return np.asarray(cv2.resize(depth, (width, height), interpolation=cv2.INTER_NEAREST_EXACT))
+
+
+def _depth_error(pictures: Sequence[Picture], truths: Sequence[NDArray[np.float32] | None]) -> float | None:
+    """Mean over views of the median relative error; None without truth."""
+    errors = [
+        float(np.median(np.abs(picture.depth - truth)[truth > 0] / truth[truth > 0]))
+        for picture, truth in zip(pictures, truths, strict=True)
+        if truth is not None and (truth > 0).any()
+    ]
+    return float(np.mean(errors)) if errors else None
+
+
 def _sheet(
-    tone: ToneMap,
     views: Views,
-    scene: DarkScene,
+    clean: NDArray[np.float32],
     held: NDArray[np.int64],
-    renders: list[NDArray[np.float32]],
-    depths: list[NDArray[np.float32]],
+    renders: Sequence[NDArray[np.float32]],
+    pictures: Sequence[Picture],
+    truths: Sequence[NDArray[np.float32] | None],
 ) -> NDArray[np.uint8]:
-    """Rows of noisy frame, render, truth, rendered depth, true depth."""
+    """Rows of noisy frame, render, truth, rendered depth, and true depth where it is known."""
+    tone = tone_map_for(clean)
     rows = []
-    for index, render, depth in zip(held, renders, depths, strict=True):
-        true = scene.depth[index]
-        near, far = float(true[true > 0].min()), float(true.max())
-        noisy = views.values[index] * np.float32(views.unit)
-        shown = [tone(noisy), tone(render), tone(scene.clean[index])]
-        shown += [depth_picture(depth, near, far), depth_picture(true, near, far)]
+    for index, render, picture, true in zip(held, renders, pictures, truths, strict=False):
+        known = picture.depth if true is None else true
+        near, far = (float(value) for value in np.percentile(known[known > 0], [2, 98]))
+        shown = [tone(views.values[index] * np.float32(views.unit)), tone(render), tone(clean[index])]
+        shown.append(depth_picture(picture.depth, near, far))
+        if true is not None:
+            shown.append(depth_picture(true, near, far))
         rows.append(np.concatenate(shown, axis=1))
     return np.concatenate(rows, axis=0)

@@ -13,14 +13,19 @@ import numpy as np
 from dark3r_ros.config import to_mapping
 from dark3r_ros.errors import DataError
 from dark3r_ros.simulation.darken import Darkening
-from dark3r_ros.simulation.frames import SimulatedFrame
+from dark3r_ros.simulation.frames import Exposure, SimulatedFrame
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
+from dark3r_ros.simulation.world import make_world
 from dark3r_ros.storage.trajectory import write_tum
 from dark3r_ros.types import Trajectory
 
 
 class Photographs(Protocol):
     """Raw frames of a scene, in order or one by one."""
+
+    @property
+    def exposure(self) -> Exposure:
+        """How light became counts."""
 
     def __len__(self) -> int:
         """How many."""
@@ -98,11 +103,68 @@ class SimulatedScene:
 
     def truth(self, folder: Path, seed: int) -> Path:
         """Poses of the path, as `truth.tum` in the folder."""
-        simulation = simulate(replace(self.config, clean=True, seed=seed))
-        stamps = np.array([self.config.stamp_ns(index) for index in range(len(simulation))], dtype=np.int64)
-        poses = np.stack([simulation.pose(index) for index in range(len(simulation))])
+        config = self.config
+        world = make_world(
+            config.scene, seed, light=config.light, path=config.path, speed=config.speed, seconds=config.seconds
+        )
+        stamps = np.array([config.stamp_ns(index) for index in range(config.count)], dtype=np.int64)
+        poses = world.path(np.asarray((stamps - config.start_ns) * 1e-9, dtype=np.float64))
         write_tum(folder / 'truth.tum', Trajectory(stamps, poses))
         return folder / 'truth.tum'
+
+
+@dataclass(frozen=True)
+class KeptPhotographs:
+    """Frames that were made already."""
+
+    frames: tuple[SimulatedFrame, ...]
+    exposure: Exposure
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[SimulatedFrame]:
+        return iter(self.frames)
+
+    def photograph(self, index: int) -> SimulatedFrame:
+        """One of them."""
+        return self.frames[index]
+
+
+class KeptScene:
+    """A scene whose frames of the last level are kept: many methods on one level photograph it once.
+
+    Scenes of more than `most` frames are photographed again and again, as they are.
+    """
+
+    def __init__(self, scene: Scene, most: int = 100) -> None:
+        self._scene, self._most = scene, most
+        self._level: tuple[float | None, int, str] = (None, 0, '')
+        self._kept: KeptPhotographs | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the scene."""
+        return self._scene.name
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Description of the scene."""
+        return self._scene.description
+
+    def photograph(self, snr_db: float | None, seed: int, preset: str) -> Photographs:
+        """Frames of the scene, made now or kept."""
+        level = snr_db, seed, preset
+        if self._kept is None or self._level != level:
+            made = self._scene.photograph(snr_db, seed, preset)
+            if len(made) > self._most:
+                return made
+            self._level, self._kept = level, KeptPhotographs(tuple(made), made.exposure)
+        return self._kept
+
+    def truth(self, folder: Path, seed: int) -> Path:
+        """Truth of the scene."""
+        return self._scene.truth(folder, seed)
 
 
 # Small enough for a laptop: 320x240 planes under a quarter of the usual mosaic pixels.

@@ -16,7 +16,8 @@ from dark3r_ros.evaluation.bench.cells import Cell, Measured
 from dark3r_ros.evaluation.bench.layout import Choice, plain
 from dark3r_ros.evaluation.bench.machine import ceilings
 from dark3r_ros.evaluation.bench.poses import fingerprint
-from dark3r_ros.evaluation.nerf_comparison import VARIANTS, ComparisonConfig, compare
+from dark3r_ros.evaluation.nerf_comparison import compare, variants_for
+from dark3r_ros.evaluation.nerf_scenes import ComparisonConfig
 from dark3r_ros.nerf.config import profile
 
 # ------------------------------------------------------------------ speed
@@ -91,13 +92,13 @@ def field_cells(choice: Choice) -> Iterator[Cell]:
     settings = {'scene': to_mapping(scene), 'config': to_mapping(config)}
 
     def floors(folder: Path) -> dict[str, Any]:
-        return {'rows': compare(scene, config, variants={})}
+        return {'rows': compare(scene, config, variants=())}
 
     yield Cell('field', 'without a field', {**settings, 'variant': None}, floors)
-    for variant in ('full', 'no depth', 'clipped at black') if choice.quick else VARIANTS:
+    for variant in ('full', 'no depth', 'clipped at black') if choice.quick else variants_for(scene):
 
         def work(folder: Path, *, name: str = variant) -> dict[str, Any]:
-            rows = compare(scene, config, variants={name: VARIANTS[name]}, folder=folder)
+            rows = compare(scene, config, variants=(name,), folder=folder)
             return {'rows': {name: rows[name]}}
 
         yield Cell('field', variant, {**settings, 'variant': variant}, work)

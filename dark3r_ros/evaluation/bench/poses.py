@@ -21,7 +21,7 @@ from dark3r_ros.evaluation.depth_metrics import score_depth
 from dark3r_ros.evaluation.evaluate import evaluate_result
 from dark3r_ros.evaluation.external import ExternalMethod
 from dark3r_ros.evaluation.matches import score_matches
-from dark3r_ros.evaluation.scenes import SIMULATED, Scene, SimulatedScene, open_scene
+from dark3r_ros.evaluation.scenes import SIMULATED, KeptScene, Scene, SimulatedScene, open_scene
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.registry import make_predictor
@@ -93,8 +93,7 @@ def ladder_cells(choice: Choice) -> Iterator[Cell]:
     methods |= {name: (name, '', peer) for name, peer in choice.peers.items()}
     for name in choice.scenes:
         scene = open_scene(name)
-        if choice.quick and isinstance(scene, SimulatedScene):
-            scene = SimulatedScene(replace(scene.config, seconds=8.0))
+        scene = KeptScene(_shortened(scene) if choice.quick else scene)
         for snr in choice.levels:
             for method, (engine, predictor, peer) in methods.items():
                 settings = {
@@ -126,6 +125,11 @@ def _stages(result: Path) -> dict[str, float]:
     return {name: round(seconds, 2) for name, seconds in stages.items() if seconds > 0.005}
 
 
+def _shortened(scene: Scene) -> Scene:
+    """Simulated scenes with a few views only."""
+    return SimulatedScene(replace(scene.config, seconds=8.0)) if isinstance(scene, SimulatedScene) else scene
+
+
 # ------------------------------------------------------------------ matches
 
 MATCHERS = {'student': 'mini', 'teacher': 'mini-teacher', 'SIFT': 'classical'}
@@ -135,6 +139,8 @@ def match_cells(choice: Choice) -> Iterator[Cell]:
     """Ten pairs of every scene at every level by every matcher."""
     for name in choice.scenes:
         scene = open_scene(name)
+        if choice.quick:
+            scene = KeptScene(_shortened(scene))
         for snr in choice.levels:
             for label, predictor in MATCHERS.items():
                 settings = {

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dark3r_ros.evaluation.nerf_comparison import ComparisonConfig, make_scene
+from dark3r_ros.evaluation.nerf_scenes import ComparisonConfig, make_scene
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.model import benchmark
 from dark3r_ros.model.backend import TorchBackend, choose_precision
@@ -114,12 +114,16 @@ def time_training(device: str, steps: int = 12, batch: int = 8) -> Work:
     return Work(1e3 * session.trainer.seconds / (steps * batch), counter.get_total_flops() // batch)
 
 
-def time_radiance(device: str, steps: int = 60) -> Work:
-    """A ray of `dark3r nerf train` with the `preview` profile on a small simulated room."""
+def small_training(device: str, steps: int) -> Trainer:
+    """`dark3r nerf train` with the `preview` profile on a small simulated room, before its first step."""
     scene = make_scene(ComparisonConfig(width=64, height=48, views=12, seconds=6.0))
-    config = profile('preview', {'width': 64, 'steps': steps + 2})
-    views = collect_views(scene.posed, scene.frames, config, noise=scene.simulation.sensor.noise)
-    trainer = Trainer(views, config, device=device)
+    config = profile('preview', {'width': 64, 'steps': steps})
+    return Trainer(collect_views(scene.posed, scene.frames, config, noise=scene.noise), config, device=device)
+
+
+def time_radiance(device: str, steps: int = 60) -> Work:
+    """A ray of such a training."""
+    trainer = small_training(device, steps + 2)
     with FlopCounterMode(display=False) as counter:
         trainer.step()
     seconds = benchmark.best_seconds(trainer.step, steps, torch.device(device))

@@ -14,6 +14,7 @@ from dark3r_ros.evaluation.bench.poses import (
     online_cells,
     pivot,
 )
+from dark3r_ros.evaluation.bench.profiles import profile_cells, profile_markdown
 
 TABLES: dict[str, Table] = {
     table.name: table
@@ -95,6 +96,13 @@ TABLES: dict[str, Table] = {
                     'share': ('of the limit', '{:.0%}'),
                 }
             ),
+        ),
+        Table(
+            'profile',
+            'Where the time goes on the CPU, in milliseconds',
+            'map 100 ms a frame; the rest of the time beside the arithmetic of the networks as small as can be',
+            profile_cells,
+            profile_markdown,
         ),
         Table(
             'field',
