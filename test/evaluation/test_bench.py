@@ -3,17 +3,19 @@
 
 import json
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from evaluation_helpers import TRUE_POSES
 
 from dark3r_ros.cli.main import main
 from dark3r_ros.errors import DataError
-from dark3r_ros.evaluation.bench import device, machine, speed
-from dark3r_ros.evaluation.bench.cells import Cell, CellStore
-from dark3r_ros.evaluation.bench.layout import Choice, markdown_table
+from dark3r_ros.evaluation.bench import device, machine, page, profiles, speed
+from dark3r_ros.evaluation.bench.cells import Cell, CellStore, Measured
+from dark3r_ros.evaluation.bench.layout import Choice, Table, markdown_table, plain
 from dark3r_ros.evaluation.bench.poses import METHODS, ladder_cells, ladder_text
 from dark3r_ros.evaluation.bench.tables import TABLES
 from dark3r_ros.matching.mini import MiniPredictor
@@ -119,6 +121,57 @@ def test_the_command_measures_draws_and_goes_on(sequence, tmp_path, capsys):
     assert capsys.readouterr().err.count('(known)') == 4
     facts = json.loads((output / 'benchmarks.json').read_text())
     assert len(facts['ladder'][0]['provenance']['code']) == 16
+
+
+def test_pages_are_drawn_once_a_table_and_when_the_user_has_had_enough(tmp_path, monkeypatch, capsys):
+    def table(name, count, stop=False):
+        def work(folder):
+            if stop:
+                raise KeyboardInterrupt
+            return {'ms': 1.0}
+
+        cells = [Cell(name, f'row {number}', {'number': number}, work) for number in range(count)]
+        return Table(name, name, 'none', lambda choice: iter(cells), plain({'ms': ('ms', '{:.0f}')}))
+
+    tables = {'one': table('one', 3), 'two': table('two', 2), 'three': table('three', 1, stop=True)}
+    monkeypatch.setattr('dark3r_ros.evaluation.bench.tables.TABLES', tables)
+    drawn = []
+    plainly = page.write_pages
+    monkeypatch.setattr(page, 'write_pages', lambda *args: drawn.append(1) or plainly(*args))
+    assert main(['bench', '-o', str(tmp_path)]) == 130
+    assert len(drawn) == 3
+    text = (tmp_path / 'benchmarks.md').read_text()
+    assert text.count('| row ') == 5
+    capsys.readouterr()
+
+
+def test_arithmetic_of_a_predictor_is_counted_call_by_call():
+    class Doubling:
+        fingerprint = 'x'
+
+        def encode(self, planes):
+            return torch.ones(4, 8) @ torch.ones(8, 2)
+
+        def match(self, pairs):
+            return [torch.ones(2, 3) @ torch.ones(3, 5) for _ in pairs]
+
+    counted = profiles.CountingPredictor(Doubling())
+    for _ in range(3):
+        counted.encode(None)
+    counted.match([(0, 0)] * 4)
+    counted.match([])
+    assert counted.flops == 3 * 2 * 4 * 8 * 2 + 4 * 2 * 2 * 3 * 5
+    assert counted.seconds > 0 and counted.fingerprint == 'x'
+
+
+def test_the_parts_of_a_training_step_add_up():
+    cells = {item.label: item for item in profiles.profile_cells(Choice(('room',), (None,), (), quick=True))}
+    assert len(cells) == 3
+    figures = cells['nerf train, a step of `preview`'].work(Path())
+    assert sum(figures['parts_ms'].values()) == pytest.approx(figures['ms'])
+    assert min(figures['parts_ms'].values()) > 0 and 0 < figures['limit_ms'] < figures['ms']
+    row = Measured('profile', 'train', {}, figures, {}, 1.0, '')
+    assert 'grids' in profiles.profile_markdown([row])
 
 
 @pytest.mark.parametrize(
