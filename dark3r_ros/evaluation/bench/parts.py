@@ -16,9 +16,9 @@ from dark3r_ros.evaluation.bench.cells import Cell, Measured
 from dark3r_ros.evaluation.bench.layout import Choice, plain
 from dark3r_ros.evaluation.bench.machine import ceilings
 from dark3r_ros.evaluation.bench.poses import fingerprint
-from dark3r_ros.evaluation.nerf_comparison import compare, variants_for
+from dark3r_ros.evaluation.nerf_comparison import TRUE_POSES, compare, variants_for
 from dark3r_ros.evaluation.nerf_scenes import ComparisonConfig
-from dark3r_ros.nerf.config import profile
+from dark3r_ros.nerf.config import NerfConfig, profile
 
 # ------------------------------------------------------------------ speed
 
@@ -83,30 +83,44 @@ def _rate(work: speed.Work, unit: str) -> dict[str, Any]:
 
 
 def field_cells(choice: Choice) -> Iterator[Cell]:
-    """The floors without a field, and a field for each variant."""
+    """The floors without a field, and a field for each variant; with true poses, then, unless quick, estimated ones."""
     if choice.quick:
         scene, config = ComparisonConfig(width=64, height=48, views=24), profile('preview', {'width': 64, 'steps': 200})
     else:
         scene, config = ComparisonConfig(), profile('preview', {'width': 120, 'steps': 2000})
-    scene = replace(scene, seed=choice.seed)
-    settings = {'scene': to_mapping(scene), 'config': to_mapping(config)}
+    variants = ('full', 'no depth', 'clipped at black') if choice.quick else variants_for(scene)
+    yield from _field_rows(replace(scene, seed=choice.seed), config, variants)
+    if choice.quick:
+        return
+    config = profile('preview', {'steps': 2000})
+    for name in choice.scenes:
+        scene = ComparisonConfig(scene=name, poses='estimated', width=config.width, seed=choice.seed)
+        yield from _field_rows(scene, config, ('full', TRUE_POSES, 'no depth', 'clipped at black'))
 
-    def floors(folder: Path) -> dict[str, Any]:
-        return {'rows': compare(scene, config, variants=())}
 
-    yield Cell('field', 'without a field', {**settings, 'variant': None}, floors)
-    for variant in ('full', 'no depth', 'clipped at black') if choice.quick else variants_for(scene):
+def _field_rows(scene: ComparisonConfig, config: NerfConfig, variants: Sequence[str]) -> Iterator[Cell]:
+    name = Path(scene.scene).name  # where a sequence lies does not matter
+    settings = {'scene': {**to_mapping(scene), 'scene': name}, 'config': to_mapping(config)}
+    where = f'{name}, poses {scene.poses}: '
 
-        def work(folder: Path, *, name: str = variant) -> dict[str, Any]:
-            rows = compare(scene, config, variants=(name,), folder=folder)
-            return {'rows': {name: rows[name]}}
+    def rows(folder: Path, chosen: Sequence[str]) -> dict[str, Any]:
+        # A reconstruction serves all cells of its scene.
+        found = compare(scene, config, variants=chosen, folder=folder, reconstruction=folder.parent / f'poses_{name}')
+        return {'rows': {where + key: row for key, row in found.items() if not chosen or key in chosen}}
 
-        yield Cell('field', variant, {**settings, 'variant': variant}, work)
+    yield Cell('field', f'{where}without a field', {**settings, 'variant': None}, lambda folder: rows(folder, ()))
+    for variant in variants:
+
+        def work(folder: Path, *, variant: str = variant) -> dict[str, Any]:
+            return rows(folder, (variant,))
+
+        yield Cell('field', where + variant, {**settings, 'variant': variant}, work)
 
 
 def field_markdown(cells: Sequence[Measured]) -> str:
     """A row a variant."""
     columns = {
+        'posed': ('posed', '{}'),
         'psnr_linear_db': ('PSNR linear [dB]', '{:.2f}'),
         'psnr_linear_fitted_db': ('after a fit', '{:.2f}'),
         'psnr_tone_db': ('tone-mapped', '{:.2f}'),
