@@ -125,20 +125,19 @@ class _Interpolate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:  # type: ignore[override]
         table, index, inside, weights = ctx.saved_tensors
-        rows = [gradient[:, feature].contiguous() for feature in range(len(table))]
+        rows = gradient.transpose(0, 1).contiguous()  # (F, L, N)
         of_table = of_inside = None
         if ctx.needs_input_grad[0]:
-            of_table = torch.zeros_like(table)
-            flat = index.view(-1)
-            for feature, row in enumerate(rows):
-                of_table[feature].scatter_add_(0, flat, (weights * row).view(-1))
+            # One feature a thread: sums come in the same order however many threads there are.
+            parts = (weights * rows[:, None]).flatten(1)
+            of_table = torch.zeros_like(table).scatter_add_(1, index.view(1, -1).expand(len(table), -1), parts)
         if ctx.needs_input_grad[2]:
             of_inside = _place_gradient(table, index, inside, rows)
         return of_table, None, of_inside
 
 
-def _place_gradient(table: Tensor, index: Tensor, inside: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """Gradient (3, L, N) of the places inside the cells, for gradients (L, N) of each feature."""
+def _place_gradient(table: Tensor, index: Tensor, inside: Tensor, rows: Tensor) -> Tensor:
+    """Gradient (3, L, N) of the places inside the cells, for gradients (F, L, N) of the features."""
     value = torch.zeros_like(index, dtype=table.dtype)
     for feature, row in enumerate(rows):
         value += table[feature].index_select(0, index.view(-1)).view(index.shape) * row
