@@ -13,6 +13,7 @@ from dark3r_ros.config import Config, to_mapping
 from dark3r_ros.matching.registry import PREDICTORS
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
+from dark3r_ros.storage.bag_reader import is_bag
 from dark3r_ros.storage.sequence import read_cameras_json
 from dark3r_ros.storage.source import open_source
 from dark3r_ros.types import FrameSource
@@ -45,6 +46,21 @@ def open_input(args: argparse.Namespace) -> FrameSource:
         duration=args.duration,
         stride=args.stride,
         camera=read_cameras_json(args.camera).camera if args.camera else None,
+    )
+
+
+def open_second(args: argparse.Namespace) -> FrameSource:
+    """Frames of the second camera of a rig: another topic of the same bag, or another input."""
+    camera = read_cameras_json(args.second_calibration).camera if args.second_calibration else None
+    of_bag = is_bag(Path(args.input)) and not Path(args.second_camera).exists()
+    return open_source(
+        args.input if of_bag else args.second_camera,
+        image_topic=args.second_camera if of_bag else '',
+        decode=decode_options(args),
+        start=args.start,
+        duration=args.duration,
+        stride=args.stride,
+        camera=camera,
     )
 
 

@@ -22,7 +22,7 @@ from dark3r_ros.cli.common import (
     print_json,
     progress,
 )
-from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, open_input, provenance
+from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, open_input, open_second, provenance
 from dark3r_ros.errors import ConfigError, DataError, ReconstructionError
 from dark3r_ros.geometry.open3d import import_open3d
 from dark3r_ros.matching.registry import make_predictor
@@ -38,15 +38,19 @@ from dark3r_ros.sfm.scale import (
     scaled_covariance,
     scaled_depths,
 )
+from dark3r_ros.sfm.stereo import RigSource, scale_from_baseline, static_baseline
 from dark3r_ros.sfm.views import View
 from dark3r_ros.storage.files import check_target, check_writable
 from dark3r_ros.storage.mesh import write_mesh_ply
 from dark3r_ros.storage.trajectory import read_tum
-from dark3r_ros.types import DepthMap, Frame, Reconstruction
+from dark3r_ros.types import DepthMap, Frame, FrameSource, Reconstruction
 
 NAME = 'sfm'
 HELP = 'reconstruct a recording offline: all views at once, for the dark and for unordered sets'
 EXAMPLE = 'dark3r sfm night_folder -o out/night --predictor mini'
+_FROM_TF = 'tf_static'
+# Baselines that differ by more than this share over the frames are no good scale.
+_MOST_SPREAD = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +63,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=3,
         metavar=('FRAME', 'FRAME', 'M'),
         help='two frames (file name, stamp or number) and their distance in metres, which give the scale',
+    )
+    scale.add_argument(
+        '--scale-baseline',
+        nargs='?',
+        const=_FROM_TF,
+        metavar='M',
+        help='distance of the two cameras of a rig in metres, which gives the scale (default: from /tf_static)',
+    )
+    rig = parser.add_argument_group('stereo rig')
+    rig.add_argument(
+        '--second-camera',
+        default='',
+        metavar='TOPIC|INPUT',
+        help='raw images of the second camera: another topic of the bag, or a folder or bag of its own',
+    )
+    rig.add_argument(
+        '--second-calibration', default='', metavar='FILE', help='cameras.json with the intrinsics of the second camera'
     )
     parser.add_argument('--mesh', action='store_true', help='make mesh.ply of the depth maps as well (needs Open3D)')
     add_config_arguments(parser, SfmConfig, 'reconstruction')
@@ -79,9 +100,14 @@ def run(args: argparse.Namespace) -> int:
     config = config_from_arguments(args, SfmConfig)
     if args.mesh:
         _check_mesh(config)
+    _check_rig(args)
     noise = resolve_noise(args.noise) if args.noise else None
     predictor = make_predictor(args.predictor, noise=noise, mini=OFFLINE_MINI)
-    source = open_input(args)
+    source: FrameSource = open_input(args)
+    baseline: float | None = None
+    if args.second_camera:
+        source = rig = RigSource(source, open_second(args))
+        baseline = _baseline(args, rig)
     samples = SampleCollector(len(source), network_width=config.network_width, binning=config.binning)
     work = args.output.absolute().parent / f'.{args.output.name}.sfm'
     maker = SfmRun(config, predictor, noise, progress, work)
@@ -90,16 +116,16 @@ def run(args: argparse.Namespace) -> int:
     except ShardDone:
         return 0
     warnings = [*source.warnings, *maker.warnings]
-    for warning in warnings:
-        print(f'dark3r: warning: {warning}', file=sys.stderr)
     if not any(frame.world_from_camera is not None for frame in reconstruction.frames):
+        _say(warnings)
         shutil.rmtree(work, ignore_errors=True)  # another try with these pairs would end the same
         _explain_failure(reconstruction)
-    scale = _scale(args, reconstruction)
+    scale = _scale(args, baseline, reconstruction, warnings)
     if scale is not None:
         reconstruction, depths = scaled(reconstruction, scale), scaled_depths(maker.depths, scale)
     else:
         depths = maker.depths
+    _say(warnings)
     report = {
         'wall_s': time.perf_counter() - began,
         'stages_s': maker.seconds,
@@ -118,6 +144,29 @@ def run(args: argparse.Namespace) -> int:
     shutil.rmtree(work, ignore_errors=True)
     _print_summary(args, reconstruction, report)
     return 0
+
+
+def _say(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f'dark3r: warning: {warning}', file=sys.stderr)
+
+
+def _check_rig(args: argparse.Namespace) -> None:
+    """Refuse options of a rig that do not belong together, before any work."""
+    if args.scale_baseline and not args.second_camera:
+        raise ConfigError('--scale-baseline is the distance of two cameras: name the other one with --second-camera')
+    if args.second_calibration and not args.second_camera:
+        raise ConfigError('--second-calibration belongs to a second camera: name it with --second-camera')
+
+
+def _metres(text: str, option: str) -> float:
+    try:
+        metres = float(text)
+    except ValueError:
+        raise ConfigError(f'{option}: {text!r} is no number of metres') from None
+    if not (math.isfinite(metres) and metres > 0):
+        raise ConfigError(f'{option} must be a positive number of metres, not {text}')
+    return metres
 
 
 def _check_mesh(config: SfmConfig) -> None:
@@ -139,18 +188,37 @@ def _write_mesh(
     write_mesh_ply(path, mesh.vertices, mesh.colors, mesh.triangles)
 
 
-def _scale(args: argparse.Namespace, reconstruction: Reconstruction) -> float | None:
-    """Metres per unit where the user says how to know them."""
+def _scale(
+    args: argparse.Namespace, baseline: float | None, reconstruction: Reconstruction, warnings: list[str]
+) -> float | None:
+    """Metres per unit where the user says how to know them; doubts are added to the warnings."""
+    if baseline is not None:
+        return _scale_of_rig(baseline, reconstruction, warnings)
     if args.scale_odometry:
         return scale_from_odometry(reconstruction, read_tum(args.scale_odometry))
     if not args.scale_distance:
         return None
     first, second, text = args.scale_distance
-    try:
-        metres = float(text)
-    except ValueError:
-        raise ConfigError(f'--scale-distance: {text!r} is no number of metres') from None
-    return scale_from_distance(reconstruction, first, second, metres)
+    return scale_from_distance(reconstruction, first, second, _metres(text, '--scale-distance'))
+
+
+def _baseline(args: argparse.Namespace, rig: RigSource) -> float | None:
+    """Distance of the two cameras in metres, where the scale is to follow from it."""
+    if not args.scale_baseline:
+        return None
+    if args.scale_baseline == _FROM_TF:
+        return static_baseline(args.input, *rig.frame_ids)
+    return _metres(args.scale_baseline, '--scale-baseline')
+
+
+def _scale_of_rig(metres: float, reconstruction: Reconstruction, warnings: list[str]) -> float:
+    found = scale_from_baseline(reconstruction, metres)
+    if found.deviation > _MOST_SPREAD:
+        warnings.append(
+            f'the distance of the two cameras varies by {100 * found.deviation:.0f} % over {found.pairs} pairs of '
+            'frames: the scale is doubtful'
+        )
+    return found.scale
 
 
 def _sigmas(covariance: Mapping[int, NDArray[np.float64]], scale: float) -> dict[int, dict[str, Any]]:

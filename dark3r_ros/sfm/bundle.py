@@ -9,11 +9,13 @@ Source: Triggs et al., Bundle Adjustment - A Modern Synthesis, 2000, sections 4 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
+from scipy.sparse import linalg as sparse_linalg
 
 from dark3r_ros.geometry import se3
 
@@ -76,6 +78,9 @@ class _Linearised:
 
 
 _MIN_DEPTH = 1e-6
+# Beyond this many free poses the reduced system is made and factored sparse, unless more of it than a share is filled.
+_DENSE_POSES = 200
+_DENSE_SHARE = 0.3
 
 
 def _local_points(problem: BundleProblem) -> Array:
@@ -200,6 +205,18 @@ class _Schur:
             matrix[place, place] += block
         return matrix, inverse_points, scaled
 
+    def _reduced_sparse(self, damping: float) -> tuple[sparse.csc_matrix, Array, sparse.bsr_matrix]:
+        """The same over all poses (6F, 6F), one where they are fixed: few of many views share points."""
+        system = self._system
+        damped = _block_diagonal_damped(system.hessian_points, damping)
+        inverse_points = np.linalg.inv(damped).astype(np.float64, copy=False)
+        scaled = self._bsr(system.coupling[self._order] @ inverse_points[self._columns], self._coupling.shape)
+        blocks = _block_diagonal_damped(system.hessian_poses, damping)
+        blocks[~self._problem.pose_free] = np.eye(6)
+        frames = len(blocks)
+        own = sparse.bsr_matrix((blocks, np.arange(frames), np.arange(frames + 1)), shape=(6 * frames, 6 * frames))
+        return (own - scaled @ self._coupling.T.tobsr((3, 6))).tocsc(), inverse_points, scaled
+
     def _rows(self) -> Index:
         return np.asarray((6 * self._free[:, None] + np.arange(6)).ravel(), dtype=np.int64)
 
@@ -209,6 +226,8 @@ class _Schur:
 
     def solve(self, damping: float, poses: Array, points: Array) -> tuple[Array, Array] | None:
         """Solution (F, 6), (P, 3) of the damped normal equations for right sides (F, 6) and (P, 3)."""
+        if len(self._free) > _DENSE_POSES:
+            return self._solve_sparse(damping, poses, points)
         found = np.zeros((len(self._problem.cameras_from_world), 6))
         matrix, inverse_points, scaled = self.reduced(damping)
         if len(self._free):
@@ -218,8 +237,22 @@ class _Schur:
             except linalg.LinAlgError:
                 return None
             found[self._free] = linalg.cho_solve(factor, right, check_finite=False).reshape(-1, 6)
-        rest = points.ravel() - self._coupling_t @ found.ravel()
-        return found, np.einsum('pij,pj->pi', inverse_points, rest.reshape(-1, 3))
+        return found, self._point_moves(found, inverse_points, points)
+
+    def _solve_sparse(self, damping: float, poses: Array, points: Array) -> tuple[Array, Array] | None:
+        matrix, inverse_points, scaled = self._reduced_sparse(damping)
+        solve = _factored(matrix)
+        if solve is None:
+            return None
+        right = (poses.ravel() - scaled @ points.ravel()).reshape(-1, 6)
+        right[~self._problem.pose_free] = 0.0
+        found = solve(right.ravel()).reshape(-1, 6)
+        return found, self._point_moves(found, inverse_points, points)
+
+    def _point_moves(self, twists: Array, inverse_points: Array, points: Array) -> Array:
+        """Moves (P, 3) of the points that go with twists (F, 6) of the poses, for their right side (P, 3)."""
+        rest = points.ravel() - self._coupling_t @ twists.ravel()
+        return np.einsum('pij,pj->pi', inverse_points, rest.reshape(-1, 3))
 
     def covariance(self) -> Array:
         """Inverse of the undamped reduced matrix as (F, 6, 6) blocks, zero for fixed poses."""
@@ -230,6 +263,24 @@ class _Schur:
             place = slice(6 * number, 6 * number + 6)
             result[frame] = inverted[place, place]
         return result
+
+
+def _factored(matrix: sparse.csc_matrix) -> Callable[[Array], Array] | None:
+    """Solver of a symmetric sparse system; None where it is not positive definite."""
+    if matrix.nnz > _DENSE_SHARE * matrix.shape[0] ** 2:
+        try:
+            factor = linalg.cho_factor(matrix.toarray(), lower=True, overwrite_a=True, check_finite=False)
+        except linalg.LinAlgError:
+            return None
+        return lambda right: linalg.cho_solve(factor, right, check_finite=False)
+    try:
+        # Without pivoting off the diagonal the pivots of L U are those of L D L^T.
+        lower_upper = sparse_linalg.splu(
+            matrix, permc_spec='MMD_AT_PLUS_A', diag_pivot_thresh=0.0, options={'SymmetricMode': True}
+        )
+    except RuntimeError:
+        return None
+    return lower_upper.solve if (lower_upper.U.diagonal() > 0).all() else None
 
 
 def _moved(problem: BundleProblem, twists: Array, moves: Array) -> BundleProblem:

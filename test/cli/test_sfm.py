@@ -114,6 +114,12 @@ def test_bad_scales_are_refused_with_one_line(bag, tmp_path, capsys):
         (['--scale-distance', '0', '1', 'far'], 'no number'),
         (['--scale-distance', '0', '99', '1'], 'no frame'),
         (['--scale-odometry', str(tmp_path / 'none.tum')], 'none.tum'),
+        (['--scale-baseline', '0.1'], '--second-camera'),
+        (['--second-calibration', 'right.json'], '--second-camera'),
+        (['--second-camera', str(bag), '--scale-baseline', 'wide'], 'no number'),
+        (['--second-camera', str(bag), '--scale-baseline', '-0.1'], 'positive'),
+        (['--second-camera', str(bag), '--scale-baseline'], 'does not join'),
+        (['--second-camera', '/nowhere'], '/nowhere'),
     ):
         assert main([*command, *options]) == 2
         assert words in error_line(capsys)

@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.optimize import least_squares
+from scipy.sparse import csc_matrix
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.sfm import bundle
 from dark3r_ros.sfm.bundle import BundleProblem, adjust, focal_step
 from dark3r_ros.sfm.resection import refine_pose, resect
 
@@ -57,6 +59,26 @@ def test_reaches_the_minimum_of_a_dense_solver():
     reference = dense_solution(problem)
     assert result.cost_after == pytest.approx(reference.cost, rel=1e-6)
     assert result.cost_after < 0.1 * result.cost_before
+
+
+def test_many_poses_are_solved_as_few_are(monkeypatch):
+    problem, _, _ = make_problem(frames=40, points=300)
+    dense = adjust(problem, 6, 0.0)
+    monkeypatch.setattr(bundle, '_DENSE_POSES', 10)
+    full = adjust(problem, 6, 0.0)  # every two views share points: sparse sums, one dense factor
+    monkeypatch.setattr(bundle, '_DENSE_SHARE', 1.0)
+    sparse = adjust(problem, 6, 0.0)
+    for result in (full, sparse):
+        np.testing.assert_allclose(result.cameras_from_world, dense.cameras_from_world, atol=1e-9)
+        np.testing.assert_allclose(result.points, dense.points, atol=1e-8)
+        assert result.cost_after == pytest.approx(dense.cost_after, rel=1e-10)
+    again = adjust(problem, 6, 0.0)
+    np.testing.assert_array_equal(again.cameras_from_world, sparse.cameras_from_world)
+
+
+def test_a_sparse_system_that_is_not_positive_is_refused():
+    matrix = csc_matrix(np.diag(np.r_[np.ones(5), -1.0]))
+    assert bundle._factored(matrix) is None
 
 
 def test_exact_observations_give_exact_poses_and_points():
