@@ -31,6 +31,8 @@ class NerfConfig(Config):
     features: int = setting(2, 'features per level', minimum=1, maximum=8)
     table_log2: int = setting(19, 'log2 of the entries of a level; levels that fit are dense', minimum=8, maximum=24)
     hidden: int = setting(64, 'width of the small networks', minimum=8, maximum=256)
+    tint_cells: int = setting(16, 'cells of the coarse grid of hues along the longest side; 0: none', minimum=0,
+                              maximum=256)  # fmt: skip
     view_degree: int = setting(2, 'degree of the dependence on the viewing direction; 0: none', minimum=0, maximum=3)
     margin: float = setting(0.5, 'shell around the box that holds all beyond it', minimum=0.05, maximum=4.0)
     # Samples along a ray

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,7 +14,13 @@ from dark3r_ros.nerf.encoding import GridEncoding, level_cells, spherical_harmon
 
 _GEOMETRY = 15  # values that the density network hands to the colour network
 _LARGEST_LOG = 11.0
+_TINT = 0.5  # how much a step moves the hues beside the features
 _THIN = -1.5  # log density of an empty start: most of a ray passes through, so that every depth gets gradients
+
+
+def _nodes(cells: tuple[int, int, int]) -> int:
+    """Nodes of a level of a grid."""
+    return math.prod(count + 2 for count in cells)
 
 
 class Field(nn.Module):
@@ -22,6 +30,9 @@ class Field(nn.Module):
         super().__init__()
         cells = level_cells(config.levels, config.coarsest, config.finest, sides)
         self.encoding = GridEncoding(cells, config.features, 2**config.table_log2, spread=1e-2)
+        # The networks follow brightness and, at few steps of noisy light, leave hues grey: a coarse grid holds those.
+        hues = level_cells(1, config.tint_cells, config.tint_cells, sides) if config.tint_cells else []
+        self.tint_encoding = GridEncoding(hues, 3, max(map(_nodes, hues)), spread=1e-3) if hues else None
         self.degree = config.view_degree
         self.amp = config.amp
         harmonics = (config.view_degree + 1) ** 2
@@ -45,6 +56,8 @@ class Field(nn.Module):
             local = functional.linear(hidden[:, 1:], self.mixing.weight[:, :_GEOMETRY])
             mixed = local.view(len(directions), -1, local.shape[1]) + seen[:, None]
             colour = self.colour(functional.relu(mixed).view(len(x), -1))
+        if self.tint_encoding is not None:
+            colour = colour.float() + _TINT * self.tint_encoding(x)
         density = torch.exp((hidden[:, 0].float() + _THIN).clamp(max=_LARGEST_LOG))
         return density, torch.exp(colour.float().clamp(-_LARGEST_LOG, _LARGEST_LOG))
 
@@ -55,8 +68,7 @@ class CoarseDensity(nn.Module):
     def __init__(self, cells: int, sides: tuple[float, float, float]) -> None:
         super().__init__()
         fine = level_cells(2, max(2, cells // 4), cells, sides)
-        table = max((x + 2) * (y + 2) * (z + 2) for x, y, z in fine)
-        self.encoding = GridEncoding(fine, 1, table, spread=1e-2)
+        self.encoding = GridEncoding(fine, 1, max(map(_nodes, fine)), spread=1e-2)
         self.level = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:

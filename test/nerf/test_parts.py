@@ -67,7 +67,9 @@ def test_colours_equal_those_of_one_network_a_point():
     density, radiance = field(x, towards)
     hidden = field.density(field.encoding(x))
     whole = torch.cat([hidden[:, 1:], spherical_harmonics(towards.repeat_interleave(3, dim=0), 2)], dim=1)
-    assert torch.allclose(radiance, torch.exp(field.colour(torch.relu(field.mixing(whole)))), rtol=1e-5)
+    colour = field.colour(torch.relu(field.mixing(whole))) + 0.5 * field.tint_encoding(x)
+    assert torch.allclose(radiance, torch.exp(colour), rtol=1e-5)
+    assert Field(profile('preview', {'tint_cells': 0}), (1.0, 1.0, 1.0)).tint_encoding is None
     assert torch.allclose(density, torch.exp(hidden[:, 0] - 1.5), rtol=1e-5)
 
 
