@@ -122,12 +122,9 @@ class GuidedPair:
         with torch.inference_mode():
             home = torch.from_numpy(queries.pixels).to(self._device)
             start = torch.from_numpy(predicted).to(self._device)
-            found, chance = self._best(queries.fine, self._b, start, half)
-            place = ((found - (FINE - 1) / 2) / FINE).round().long()
-            nearest = place.double() * FINE + (FINE - 1) / 2
-            rows, columns = place[:, 1].clamp(0, self._b.shape[0] - 1), place[:, 0].clamp(0, self._b.shape[1] - 1)
-            back = self._b.fine[rows * self._b.shape[1] + columns].float()
-            returned, _ = self._best(back, self._a, home, half)
+            found, chance = self._best(self._a, home, self._b, start, half)
+            nearest = ((found - (FINE - 1) / 2) / FINE).round() * FINE + (FINE - 1) / 2
+            returned, _ = self._best(self._b, nearest, self._a, home, half)
             error = (returned - home + found - nearest).norm(dim=1)
         return Near(found.cpu().numpy(), chance.double().cpu().numpy(), error.cpu().numpy())
 
@@ -137,8 +134,10 @@ class GuidedPair:
         found = functional.grid_sample(own[None], grid, padding_mode='border', align_corners=False)[0, :, 0].T
         return (functional.normalize(found, dim=1) @ other.flatten(1)).reshape(-1, *other.shape[1:])
 
-    def _best(self, fine: Tensor, there: MiniFeatures, start: Tensor, half: int) -> tuple[Tensor, Tensor]:
-        """Best pixels (M, 2) within windows around starts (M, 2), and the chance there (M,)."""
-        centre = ((start - (FINE - 1) / 2) / FINE).round().long()
-        position, mass = best_in_window(fine, there, centre, half, self._fine_factor)
+    def _best(
+        self, here: MiniFeatures, home: Tensor, there: MiniFeatures, start: Tensor, half: int
+    ) -> tuple[Tensor, Tensor]:
+        """Best pixels (M, 2) for places (M, 2) within windows around starts (M, 2), and the chance there (M,)."""
+        place, centre = (((pixels - (FINE - 1) / 2) / FINE).round().long() for pixels in (home, start))
+        position, mass = best_in_window(here, place, there, centre, half, self._fine_factor)
         return position.double() * FINE + (FINE - 1) / 2, mass

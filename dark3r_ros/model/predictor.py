@@ -7,7 +7,10 @@ A frame is encoded once, however many pairs it joins; pairs are matched in batch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dark3r_ros.types import Correspondences, Planes
 
@@ -40,4 +43,36 @@ class Predictor(Protocol):
 
     def match(self, pairs: Sequence[tuple[Any, Any]]) -> list[Correspondences]:
         """Match each pair (a, b) of features that this predictor made; the result has one entry a pair, in order."""
+        ...
+
+
+class Located(Protocol):
+    """Places of one frame that were found in another."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Which of the places asked for (M,)."""
+        ...
+
+    @property
+    def pixels(self) -> NDArray[np.float64]:
+        """Where they lie in the other frame (M, 2)."""
+        ...
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """How sure that is (M,)."""
+        ...
+
+
+@runtime_checkable
+class Locator(Protocol):
+    """A predictor that can do less than match two frames, at less cost."""
+
+    def match_alone(self, pairs: Sequence[tuple[Any, Any]]) -> list[Correspondences]:
+        """As `match`, by what is known of each frame alone."""
+        ...
+
+    def locate(self, reference: Any, pixels: NDArray[np.float64], view: Any) -> Located:
+        """Look for pixels (N, 2) of a reference anywhere in a view."""
         ...

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dark3r_ros.model.mini import COARSE, FINE, MiniContext, MiniNetwork, MiniOutput, PairOutput
+from dark3r_ros.model.patches import FineMaps, patch_similarity, square
 from dark3r_ros.training.batch import TrainingPairs
 
 RADIUS = 4  # of the window around the true place that the fine stage looks through, in fine pixels
@@ -243,24 +244,27 @@ def _fine_loss(
     scale: Tensor, map_a: Tensor, map_b: Tensor, points: SampledPoints, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the place within a window against bilinear weights of the true one; also who hit it (B, P)."""
-    batch, channels, height, width = map_b.shape
-    query = sample_descriptors(map_a, points.a, FINE)
+    height, width = map_b.shape[2:]
+    home = ((points.a - (FINE - 1) / 2) / FINE).round().long()
     truth = (points.b - (FINE - 1) / 2) / FINE
     jitter = torch.rand(truth.shape, generator=generator, device=truth.device) * 5.0 - 2.5
     centre = (truth + jitter).round()
-    side = torch.arange(-RADIUS, RADIUS + 1, device=truth.device, dtype=truth.dtype)
-    offsets = torch.stack(torch.meshgrid(side, side, indexing='xy'), dim=-1).reshape(-1, 2)
-    window = centre[:, :, None] + offsets
+    image = torch.arange(len(truth), device=truth.device)[:, None].expand(truth.shape[:2]).flatten()
+    similarity = patch_similarity(
+        _fine_maps(map_a), home.flatten(0, 1), _fine_maps(map_b), centre.long().flatten(0, 1), image, RADIUS
+    )
+    logits = scale * similarity.unflatten(0, truth.shape[:2]).float()
+    window = centre[:, :, None] + torch.stack(square(RADIUS, truth.device), dim=-1)
     inside = (window >= 0).all(-1) & (window[..., 0] < width) & (window[..., 1] < height)
-    index = (window[..., 1].clamp(0, height - 1) * width + window[..., 0].clamp(0, width - 1)).long()
-    # One long table and `index_select`: gathering with several index tensors takes ten times as long.
-    table = map_b.flatten(2).transpose(1, 2).reshape(batch * height * width, channels)
-    row = index + torch.arange(batch, device=truth.device)[:, None, None] * (height * width)
-    around = functional.normalize(table.index_select(0, row.flatten()), dim=1).reshape(*index.shape, channels)
-    logits = scale * (around @ query[..., None])[..., 0].float()
     logits = logits.masked_fill(~inside, -1e4)
     weights = (1 - (window - truth[:, :, None]).abs()).clamp(min=0).prod(-1) * inside
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-3)
     loss = -(weights * functional.log_softmax(logits, dim=-1)).sum(-1)
     best = window.gather(2, logits.argmax(2)[:, :, None, None].expand(-1, -1, 1, 2))[:, :, 0]
     return _mean(loss, points.valid.float()), (best - truth).norm(dim=-1) < 1.0
+
+
+def _fine_maps(maps: Tensor) -> FineMaps:
+    """Maps (B, F, H, W) of descriptors of any length as those of unit length."""
+    rows = functional.normalize(maps.permute(0, 2, 3, 1).flatten(0, 2), dim=1)
+    return FineMaps(rows, maps.shape[2], maps.shape[3])

@@ -8,7 +8,7 @@ import torch
 from dark3r_ros.errors import DataError
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.matching.classical import ClassicalPredictor
-from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor
+from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor, summit
 from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.model.mini import BUNDLED
 from dark3r_ros.simulation.pairs import PairSource
@@ -63,17 +63,30 @@ def test_matches_in_the_dark_where_sift_does_not(rooms, predictor):
     assert right > 0.5 * total
 
 
-def test_is_exact_to_a_fraction_of_a_pixel_in_the_light(predictor):
+@pytest.mark.parametrize('fraction', [0.0, 0.25, 0.5, 0.75])
+def test_is_exact_to_a_fraction_of_a_pixel_in_the_light(predictor, fraction):
     rng = np.random.default_rng(3)
     small = torch.from_numpy(rng.random((1, 3, 60, 80), dtype=np.float32))
     scene = torch.nn.functional.interpolate(small, (HEIGHT, WIDTH + 8), mode='bicubic')[0].numpy().clip(0.02)
-    # Half a pixel and three whole ones to the left.
-    moved = 0.5 * (scene[:, :, 3 : 3 + WIDTH] + scene[:, :, 4 : 4 + WIDTH])
+    # Three whole pixels and a fraction to the left.
+    moved = (1 - fraction) * scene[:, :, 3 : 3 + WIDTH] + fraction * scene[:, :, 4 : 4 + WIDTH]
     a, b = dark(scene[:, :, :WIDTH].astype(float), 25.0, rng), dark(moved.astype(float), 25.0, rng)
     found = predictor.match([(predictor.encode(a), predictor.encode(b))])[0]
     shift = np.median(found.points_b - found.points_a, axis=0)
-    assert shift == pytest.approx([-3.5, 0.0], abs=0.4)
+    assert shift == pytest.approx([-3 - fraction, 0.0], abs=0.12)
     assert len(found) > 100
+
+
+def test_summit_of_a_paraboloid_is_found_exactly():
+    y, x = torch.meshgrid(torch.arange(5.0), torch.arange(5.0), indexing='ij')
+    tops = torch.tensor([[2.3, 1.6], [1.0, 3.4], [2.0, 2.0]], dtype=torch.float64)
+    bowls = [-((x - tx) ** 2) - 2 * (y - ty) ** 2 + 0.5 * (x - tx) * (y - ty) for tx, ty in tops]
+    values = torch.stack(bowls)
+    found = summit(values, values.flatten(1).argmax(1))
+    np.testing.assert_allclose(found.numpy(), tops.numpy(), atol=1e-5)
+    # At the border of a window the place itself is all that is known.
+    slope = (x + y)[None]
+    assert summit(slope, slope.flatten(1).argmax(1)).tolist() == [[4.0, 4.0]]
 
 
 def test_obeys_the_protocol(rooms, predictor):
@@ -122,3 +135,22 @@ def test_registry_knows_it_by_name_and_by_file():
     assert by_name.fingerprint == by_file.fingerprint
     other = MiniPredictor(config=MiniMatchConfig(min_confidence=0.3), device='cpu')
     assert other.fingerprint != by_name.fingerprint
+
+
+def test_places_are_located_as_matching_finds_them(rooms, predictor):
+    rng = np.random.default_rng(6)
+    a, b = (
+        predictor.encode(dark(view[0].numpy().astype(float), 0.0, rng)) for view in (rooms.a.radiance, rooms.b.radiance)
+    )
+    matched = predictor.match_alone([(a, b)])[0]
+    fixed = np.flatnonzero(matched.anchor_a >= 0)
+    found = predictor.locate(a, matched.points_a[fixed], b)
+    # The way is the same but for the reliability of a keypoint, which a known place is not asked for.
+    assert len(found.rows) > 0.95 * len(fixed) > 50
+    np.testing.assert_allclose(found.pixels, matched.points_b[fixed][found.rows], atol=1e-3)
+    # Places between the keypoints are found to within noise; those of an empty request nowhere.
+    between = np.flatnonzero(matched.anchor_a < 0)
+    found = predictor.locate(a, matched.points_a[between], b)
+    error = np.linalg.norm(found.pixels - matched.points_b[between][found.rows], axis=1)
+    assert len(found.rows) > 0.7 * len(between) and np.median(error) < 1.0
+    assert len(predictor.locate(a, np.zeros((0, 2)), b).rows) == 0

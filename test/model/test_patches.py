@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Comparison of patches of fine descriptors against plain loops in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dark3r_ros.model import patches
+from dark3r_ros.model.patches import PATCH, PATCH_STEP, FineMaps, patch_similarity
+
+HEIGHT, WIDTH, LENGTH, RADIUS = 20, 24, 6, 2
+HOME = torch.tensor([[3, 4], [12, 10], [23, 19]])
+CENTRE = torch.tensor([[5, 4], [10, 12], [0, 0]])
+IMAGE = torch.tensor([0, 1, 1])
+
+
+def plain(a: np.ndarray, b: np.ndarray, home: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Similarity of one place; a, b (H, W, F)."""
+
+    def at(values: np.ndarray, x: int, y: int) -> np.ndarray:
+        return values[min(max(y, 0), HEIGHT - 1), min(max(x, 0), WIDTH - 1)]
+
+    offsets = range(-PATCH * PATCH_STEP, PATCH * PATCH_STEP + 1, PATCH_STEP)
+    found = []
+    for ky in range(-RADIUS, RADIUS + 1):
+        for kx in range(-RADIUS, RADIUS + 1):
+            products = [
+                at(a, home[0] + dx, home[1] + dy) @ at(b, centre[0] + kx + dx, centre[1] + ky + dy)
+                for dy in offsets
+                for dx in offsets
+            ]
+            found.append(np.mean(products))
+    return np.array(found)
+
+
+@pytest.fixture
+def tables() -> tuple[torch.Tensor, torch.Tensor]:
+    """Descriptors of two images each."""
+    generator = torch.Generator().manual_seed(3)
+    shape = (2 * HEIGHT * WIDTH, LENGTH)
+    return tuple(torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+
+
+@pytest.mark.parametrize('with_gradient', [False, True])
+def test_equals_plain_sums_up_to_the_border(tables, with_gradient, monkeypatch):
+    monkeypatch.setattr(patches, '_CHUNK', 2)  # more than one
+    a, b = tables
+    with torch.set_grad_enabled(with_gradient):
+        found = patch_similarity(FineMaps(a, HEIGHT, WIDTH), HOME, FineMaps(b, HEIGHT, WIDTH), CENTRE, IMAGE, RADIUS)
+    maps_a, maps_b = (table.reshape(2, HEIGHT, WIDTH, LENGTH).numpy() for table in tables)
+    for row, (home, centre, image) in enumerate(zip(HOME, CENTRE, IMAGE, strict=True)):
+        expected = plain(maps_a[image], maps_b[image], home.numpy(), centre.numpy())
+        np.testing.assert_allclose(found[row].numpy(), expected, atol=1e-12)
+
+
+def test_gradient_is_that_of_the_sums(tables):
+    a, b = (table.requires_grad_() for table in tables)
+
+    def similarity(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        maps = (FineMaps(first, HEIGHT, WIDTH), FineMaps(second, HEIGHT, WIDTH))
+        return patch_similarity(maps[0], HOME, maps[1], CENTRE, IMAGE, RADIUS)
+
+    assert torch.autograd.gradcheck(similarity, (a, b), fast_mode=True)
+
+
+def test_no_places_are_no_similarities(tables):
+    a, b = (FineMaps(table, HEIGHT, WIDTH) for table in tables)
+    with torch.inference_mode():
+        assert patch_similarity(a, HOME[:0], b, CENTRE[:0], IMAGE[:0], RADIUS).shape == (0, (2 * RADIUS + 1) ** 2)
