@@ -219,7 +219,7 @@ def _map_online(config: SimulationConfig, predictor: str, folder: Path) -> dict[
 def depth_cells(choice: Choice) -> Iterator[Cell]:
     """Depth maps of simulated scenes at -4 dB, by student and teacher."""
     for scene in ('room',) if choice.quick else ('room', 'corridor'):
-        seconds = 8.0 if choice.quick else SIMULATED[scene].seconds
+        seconds = 6.0 if choice.quick else SIMULATED[scene].seconds
         for label, predictor in (('student', 'mini'), ('teacher', 'mini-teacher')):
             config = replace(SIMULATED[scene], seconds=seconds, snr_db=-4.0, seed=choice.seed, depth=True)
             settings = {
