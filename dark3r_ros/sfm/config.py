@@ -36,6 +36,11 @@ class SfmConfig(Config):
     min_inlier_share: float = setting(
         0.12, 'Smallest share of the matches of a pair that must agree with its geometry.', minimum=0.0, maximum=1.0
     )
+    min_cells: int = setting(
+        22,
+        'Fewest cells of 16x16 pixels, in either view, that the matches agreeing with a pair must lie in.',
+        minimum=1,
+    )
     min_agreement: float = setting(
         0.6,
         'Smallest share of the matches of a view that must agree with the final poses; below it the view is set aside.',

@@ -73,7 +73,14 @@ def wanted_step(structure: Structure, poses: Mapping[int, Array], focal: float) 
     free[np.unique(tracks.view)] = True
     return focal_step(
         BundleProblem(
-            pose_table(poses, count), free, chosen.points, tracks.view, tracks.point, tracks.normalised, focal
+            pose_table(poses, count),
+            free,
+            chosen.points,
+            tracks.view,
+            tracks.point,
+            tracks.normalised,
+            focal,
+            weights=1.0 / tracks.sigma,
         )
     )
 

@@ -56,6 +56,7 @@ _PAIR_SETTINGS = (
     'network_width',
     'min_inliers',
     'min_inlier_share',
+    'min_cells',
     'max_error',
     'complete_views',
     'temporal_window',

@@ -33,9 +33,10 @@ class Refined:
 
 
 def thin(structure: Structure, per_view: int) -> Structure:
-    """Keep the points with most observations, `per_view` of those centred in each view."""
+    """Keep the points best observed, `per_view` of those centred in each view."""
     tracks = structure.tracks
-    chosen = _most_seen(tracks, np.bincount(tracks.point, minlength=len(tracks)), per_view)
+    weights = np.bincount(tracks.point, weights=tracks.sigma**-2, minlength=len(tracks))
+    chosen = _most_seen(tracks, weights, per_view)
     return Structure(tracks.select(chosen[tracks.point]), structure.points[chosen])
 
 
@@ -93,7 +94,7 @@ def _longest(tracks: Tracks, poses: Mapping[int, Array], per_view: int) -> Track
     """
     posed = np.zeros(int(tracks.view.max(initial=-1)) + 1, dtype=bool)
     posed[[number for number in poses if number < len(posed)]] = True
-    counts = np.bincount(tracks.point, weights=posed[tracks.view], minlength=len(tracks))
+    counts = np.bincount(tracks.point, weights=posed[tracks.view] / tracks.sigma**2, minlength=len(tracks))
     return tracks.select(_most_seen(tracks, counts, per_view)[tracks.point])
 
 
@@ -111,7 +112,14 @@ def _adjust(
     free[np.unique(tracks.view)] = True
     free[list(held)] = False
     problem = BundleProblem(
-        pose_table(poses, count), free, structure.points, tracks.view, tracks.point, tracks.normalised, focal
+        pose_table(poses, count),
+        free,
+        structure.points,
+        tracks.view,
+        tracks.point,
+        tracks.normalised,
+        focal,
+        weights=1.0 / tracks.sigma,
     )
     result = adjust(problem, iterations, with_covariance=with_covariance)
     moved = {number: result.cameras_from_world[number] for number in poses}

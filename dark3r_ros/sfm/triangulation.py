@@ -43,8 +43,8 @@ def triangulate_tracks(
     """Triangulate every track seen by two posed views or more.
 
     Each observation proposes the point that it makes with the centre of its track; the proposal that most observations
-    agree with wins, is made anew from all of these, and keeps those within `max_error` pixels (of focal length
-    `focal`). Points whose rays never part by `min_parallax` radians are left out.
+    agree with wins, is made anew from all of these, and keeps those within `max_error` of their expected errors (in
+    pixels of focal length `focal`). Points whose rays never part by `min_parallax` radians are left out.
     """
     posed = np.zeros(int(tracks.view.max(initial=-1)) + 1, dtype=bool)
     posed[[number for number in poses if number < len(posed)]] = True
@@ -68,6 +68,7 @@ def _blocks(tracks: Tracks) -> Iterator[Tracks]:
             tracks.view[rows],
             tracks.pixels[rows],
             tracks.normalised[rows],
+            tracks.sigma[rows],
             tracks.anchor[begin:end],
         )
         begin = end
@@ -82,6 +83,7 @@ def _joined(parts: Sequence[Structure]) -> Structure:
             np.concatenate([one.view for one in tracks]),
             np.concatenate([one.pixels for one in tracks]),
             np.concatenate([one.normalised for one in tracks]),
+            np.concatenate([one.sigma for one in tracks]),
             np.concatenate([one.anchor for one in tracks]),
         ),
         np.concatenate([part.points for part in parts]),
@@ -107,7 +109,7 @@ def _surviving(tracks: Tracks, rows: NDArray[np.bool_]) -> Index:
 
 
 def _errors(tracks: Tracks, table: Array, points: Array) -> Array:
-    return reprojection_errors(table[tracks.view], points, tracks.normalised)
+    return reprojection_errors(table[tracks.view], points, tracks.normalised) / tracks.sigma
 
 
 def _proposals(tracks: Tracks, table: Array, rows: Index) -> Array:
@@ -156,6 +158,7 @@ def _vote(tracks: Tracks, table: Array, limit: float, min_parallax: float) -> Ar
         offset = np.arange(len(proposer)) - np.repeat(np.cumsum(own[block]) - own[block], own[block])
         judge = centre[point[proposer]] + offset
         error = reprojection_errors(table[tracks.view[judge]], proposals[proposer], tracks.normalised[judge])
+        error /= tracks.sigma[judge]
         gain = np.maximum(1.0 - (error / limit) ** 2, 0.0)
         score[begin:end] = np.bincount(proposer - begin, weights=gain, minlength=end - begin)
         begin = end
@@ -180,6 +183,8 @@ def _least_squares(tracks: Tracks, table: Array, points: Array, good: NDArray[np
     z = local[:, 2]
     residual = local[:, :2] / z[:, None] - seen
     jacobian = rotation[:, :2] / z[:, None, None] - (local[:, :2] / z[:, None] ** 2)[:, :, None] * rotation[:, 2:3]
+    weight = 1.0 / tracks.sigma[good]
+    residual, jacobian = weight[:, None] * residual, weight[:, None, None] * jacobian
     normal = sum_by(point, jacobian.transpose(0, 2, 1) @ jacobian, len(points))
     right = sum_by(point, np.einsum('kri,kr->ki', jacobian, residual), len(points))
     trace = np.trace(normal, axis1=1, axis2=2)
