@@ -184,7 +184,8 @@ def _rematch_view(
         seen.append(np.full(len(row), other))
         pixels.append(found)
         sigma.append(error)
-    return number, kept, queries.pixels, *(np.concatenate(part) for part in (rows, seen, pixels, sigma))
+    places, errors = np.concatenate(pixels), np.concatenate(sigma)
+    return number, kept, queries.pixels, np.concatenate(rows), np.concatenate(seen), places, errors
 
 
 def _found(
