@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--save-map', type=Path, metavar='MAP',
                        help='also write the live map, so that a later run or a node can go on in it')  # fmt: skip
     group.add_argument('--odometry', type=Path, metavar='FILE',
-                       help='odometry that gives the scale: a TUM file, or a bag such as the input')  # fmt: skip
+                       help='odometry for scale and against jumps: a TUM file, or a bag such as the input')  # fmt: skip
     group.add_argument('--live', nargs='?', const=WINDOW, metavar='FILE.rrd',
                        help='show camera and map as they grow (rerun), or record them to FILE.rrd')  # fmt: skip
     add_config_arguments(parser, MappingConfig, 'mapping')
@@ -85,6 +85,9 @@ def run(args: argparse.Namespace) -> int:
     notes = pipeline.load_state(args.continue_from) if args.continue_from is not None else ()
     for note in notes:
         print(f'dark3r: {note}', file=sys.stderr)
+    if odometry is not None:
+        for stamp_ns, pose in zip(odometry.stamps_ns.tolist(), odometry.world_from_camera, strict=True):
+            pipeline.add_odometry(stamp_ns, pose)
     source = open_input(args)
     samples = SampleCollector(len(source), network_width=mapping.network_width, binning=mapping.binning)
     advice: list[str] = []

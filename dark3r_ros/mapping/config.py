@@ -28,14 +28,6 @@ class MappingConfig(Config):
     relocalisation_share: float = setting(
         0.25, 'Share of the usual inliers that a lost camera needs to be found again.', minimum=0.0, maximum=1.0
     )
-    guided_radius: float = setting(
-        0.0,
-        'Half side of the window around its expected place in which a landmark is looked for before whole frames are '
-        'matched: faster, but in the dark it drifts; 0 always matches whole frames.',
-        unit='px',
-        minimum=0.0,
-        maximum=64.0,
-    )
     max_error: float = setting(
         2.0, 'Largest reprojection or epipolar error of an inlier.', unit='px', minimum=0.1, maximum=20.0
     )
@@ -62,6 +54,18 @@ class MappingConfig(Config):
         'Best-seen landmarks of each keyframe that the window adjustment uses; the others follow the poses.',
         minimum=30,
         maximum=100000,
+    )
+    step_seconds: float = setting(
+        0.03,
+        'Time between frames in which one piece of the work for a new keyframe is done, so that the camera is followed '
+        'meanwhile; 0 does all of it at once.',
+        unit='s',
+        minimum=0.0,
+        maximum=10.0,
+    )
+    cross_view: bool = setting(
+        False,
+        'Match new keyframes with the layers of `mini` that see both frames together: twice the time, hardly better.',
     )
     neighbours: int = setting(5, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
     lost_after: int = setting(5, 'Frames in a row without a pose after which the state is lost.', minimum=1)

@@ -109,6 +109,7 @@ class PipelineStatus:
     submap: the submap that the camera is in; 0 is the map. submaps: how many there are that are not joined.
     loops_proposed, loops_verified, loops_accepted: places that looked alike, those that geometry confirmed, and those
         that closed a loop or joined a submap. loops_refused: how many were refused, by reason.
+    spilled: keyframes whose features went to disk. memory_problem: what keeps the map from its memory bound, or empty.
 
     """
 
@@ -129,3 +130,5 @@ class PipelineStatus:
     loops_verified: int = 0
     loops_accepted: int = 0
     loops_refused: Mapping[str, int] = field(default_factory=dict)
+    spilled: int = 0
+    memory_problem: str = ''

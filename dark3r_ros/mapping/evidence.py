@@ -15,7 +15,7 @@ from dark3r_ros.mapping.similarity import Similarity, between_poses
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.mapping.tracking import find_links
-from dark3r_ros.model.predictor import Predictor
+from dark3r_ros.model.predictor import Locator, Predictor
 from dark3r_ros.sfm.resection import resect
 from dark3r_ros.types import Correspondences
 
@@ -97,6 +97,12 @@ def _matched(
     for partner in partners:
         if partner.features is None or query.features is None:
             continue
+        # Most places that look alike are not the same: the cheapest comparison says so.
+        pair = (partner.features, query.features)
+        if not references and isinstance(predictor, Locator):
+            fewer = predictor.match_alone([pair])[0]
+            if len(fewer) < config.min_matches:
+                return [], []
         found = predictor.match([(partner.features, query.features)])[0]
         if not references and len(found) < config.min_matches:
             return [], []

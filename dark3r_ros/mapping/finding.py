@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.config import MappingConfig
-from dark3r_ros.mapping.guided_tracking import track_guided
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.mapping.tracking import TrackResult, failed_track, track
@@ -13,12 +12,8 @@ from dark3r_ros.model.predictor import Predictor
 
 
 def follow(view: View, submap: Submap, predictor: Predictor, config: MappingConfig, newest_inliers: int) -> TrackResult:
-    """Pose of a view right after one that had `newest_inliers`: by prediction, by the newest keyframes, by more."""
+    """Pose of a view right after one that had `newest_inliers`: by the newest keyframe, when weak by more."""
     bound, guess = submap.trust.bound(0), submap.predicted()
-    newest = submap.map.keyframes[-1:]
-    guided = track_guided(view, newest, submap.map, predictor, config, guess, bound)
-    if guided is not None and guided.camera_from_world is not None:
-        return guided
     near = submap.narrow_references(newest_inliers)
     result = track(view, near, submap.map, predictor, config, guess, bound)
     if result.camera_from_world is None:
@@ -27,16 +22,21 @@ def follow(view: View, submap: Submap, predictor: Predictor, config: MappingConf
     return result
 
 
-def find(view: View, atlas: Atlas, predictor: Predictor, config: MappingConfig, failures: int) -> TrackResult:
-    """Pose of a view whose place is not known, in any submap; that submap becomes the active one."""
+def find(
+    view: View, atlas: Atlas, predictor: Predictor, config: MappingConfig, failures: int, *, everywhere: bool
+) -> TrackResult:
+    """Pose of a view after so many without one: near the last pose, or `everywhere`, in any submap.
+
+    That submap becomes the active one. Far away, a place that has a rival is not believed.
+    """
     active = atlas.active
-    groups = dict(atlas.candidates(view.features))
+    groups = dict(atlas.candidates(view.features)) if everywhere else {}
     places = [(active, [*active.wide_references(), *groups.pop(active, [])]), *groups.items()]
     failed = failed_track(0, 'no keyframe left to compare with')
     for submap, keyframes in places:
         references = list({keyframe.keyframe_id: keyframe for keyframe in keyframes}.values())
         bound = submap.trust.bound(failures)
-        result = track(view, references, submap.map, predictor, config, min_inliers=bound)
+        result = track(view, references, submap.map, predictor, config, min_inliers=bound, alone=everywhere)
         if result.camera_from_world is not None:
             atlas.activate(submap)
             return result

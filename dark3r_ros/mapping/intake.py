@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,21 @@ class RefusedError(Exception):
         self.waiting, self.log, self.counts_as_loss = waiting, log, counts_as_loss
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A frame on its way into the map: its view, or why there is none.
+
+    `source` is the intake that made it; `snr_db` and `samples` are those of the frame.
+    """
+
+    frame: Frame
+    view: View | None
+    refusal: RefusedError | None
+    source: Intake
+    snr_db: float
+    samples: int
+
+
 def camera_notes(of_map: Camera | None, now: Camera | None) -> list[str]:
     """What there is to say about two cameras that see the same map."""
     if of_map is None or now is None:
@@ -59,6 +74,14 @@ class Intake:
         self._variance_size = (0, 0)
         self.snr_db = math.nan
         self.samples = 0
+
+    def prepare(self, frame: Frame) -> Prepared:
+        """Everything that one frame needs and no other frame is asked for; frames must come in order."""
+        try:
+            view, refusal = self.take(frame), None
+        except RefusedError as error:
+            view, refusal = None, error
+        return Prepared(frame, view, refusal, self, self.snr_db, self.samples)
 
     def take(self, frame: Frame) -> View:
         """Turn a frame into a view. Raises RefusedError."""

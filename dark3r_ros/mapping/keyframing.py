@@ -37,14 +37,14 @@ class _Candidates:
 
 def start_map(sparse_map: SparseMap, pair: InitialPair, min_parallax_deg: float) -> tuple[Keyframe, Keyframe]:
     """Make the first two keyframes and their landmarks; the median depth becomes one unit."""
-    first, second = new_keyframe(sparse_map, pair.first, np.eye(4)), None
+    first = new_keyframe(sparse_map, pair.first, np.eye(4))
     inliers = pair.geometry.inliers
     points = pair.geometry.points
     scale = 1.0 / max(float(np.median(points[inliers][:, 2])), 1e-9)
     pose = pair.geometry.second_from_first.copy()
     pose[:3, 3] *= scale
-    second = new_keyframe(sparse_map, pair.second, pose)
-    second.parents = (first.keyframe_id,)
+    second = new_keyframe(sparse_map, pair.second, pose, [first])
+    sparse_map.keyframes += [first, second]
     points = points * scale
     angles = parallax_angles(first.centre, second.centre, points)
     kept = inliers & (np.degrees(angles) >= min_parallax_deg)
@@ -57,9 +57,11 @@ def start_map(sparse_map: SparseMap, pair: InitialPair, min_parallax_deg: float)
     return first, second
 
 
-def new_keyframe(sparse_map: SparseMap, view: View, camera_from_world: Array) -> Keyframe:
-    """Append a keyframe without observations."""
-    keyframe = Keyframe(
+def new_keyframe(
+    sparse_map: SparseMap, view: View, camera_from_world: Array, neighbours: Sequence[Keyframe] = ()
+) -> Keyframe:
+    """Make a keyframe without observations, not yet a part of the map; `neighbours` are in order of what they share."""
+    return Keyframe(
         next(sparse_map.numbers),
         view.stamp_ns,
         view.frame_id,
@@ -67,24 +69,8 @@ def new_keyframe(sparse_map: SparseMap, view: View, camera_from_world: Array) ->
         camera_from_world,
         view.snr_db,
         view.features,
+        parents=tuple(neighbour.keyframe_id for neighbour in neighbours[:_PARENTS]),
     )
-    sparse_map.keyframes.append(keyframe)
-    return keyframe
-
-
-def insert_keyframe(
-    sparse_map: SparseMap,
-    view: View,
-    camera_from_world: Array,
-    neighbours: Sequence[Keyframe],
-    predictor: Predictor,
-    config: MappingConfig,
-) -> Keyframe:
-    """Add a keyframe at a tracked pose, match it with its neighbours, link and triangulate landmarks."""
-    keyframe = new_keyframe(sparse_map, view, camera_from_world)
-    keyframe.parents = tuple(neighbour.keyframe_id for neighbour in neighbours[:_PARENTS])
-    link(sparse_map, keyframe, neighbours, predictor, config, view)
-    return keyframe
 
 
 def link(
@@ -93,17 +79,29 @@ def link(
     neighbours: Sequence[Keyframe],
     predictor: Predictor,
     config: MappingConfig,
+) -> None:
+    """Match a posed keyframe with its neighbours and link it with them."""
+    partners = [neighbour for neighbour in neighbours if neighbour.features is not None]
+    if partners and keyframe.features is not None:
+        matches = predictor.match([(neighbour.features, keyframe.features) for neighbour in partners])
+        link_matched(sparse_map, keyframe, partners, matches, config)
+
+
+def link_matched(
+    sparse_map: SparseMap,
+    keyframe: Keyframe,
+    partners: Sequence[Keyframe],
+    matches: Sequence[Correspondences],
+    config: MappingConfig,
     view: View | None = None,
 ) -> None:
-    """Match a posed keyframe with its neighbours; share their landmarks, merge doubles, triangulate new ones.
+    """Share the landmarks of matched keyframes (partner, keyframe), merge doubles, triangulate new ones.
 
     Without the `view` new landmarks are grey.
     """
-    partners = [neighbour for neighbour in neighbours if neighbour.features is not None]
-    if not partners or keyframe.features is None:
+    if not partners:
         return
     sparse_map.revive([keyframe, *partners])
-    matches = predictor.match([(neighbour.features, keyframe.features) for neighbour in partners if neighbour.features])
     candidates = _verified(keyframe, partners, matches, config)
     _share_landmarks(sparse_map, keyframe, partners, candidates, config)
     _triangulate_new(sparse_map, keyframe, partners, candidates, config, view)

@@ -7,6 +7,7 @@ same object, and the same frames give the same events.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,30 +15,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dark3r_ros.errors import Dark3rError, ReconstructionError
+from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.atlas import Atlas
-from dark3r_ros.mapping.closing import close_loop, join_submaps
 from dark3r_ros.mapping.completing import complete_matches, join_what_can_be
 from dark3r_ros.mapping.config import MappingConfig
-from dark3r_ros.mapping.events import Event, FrameUnposed, MapDiscarded, PipelineStatus, StateChanged
-from dark3r_ros.mapping.evidence import Evidence
+from dark3r_ros.mapping.events import Event, FramePosed, FrameUnposed, MapDiscarded, PipelineStatus, StateChanged
 from dark3r_ros.mapping.finding import find, follow
+from dark3r_ros.mapping.growing import Growth
 from dark3r_ros.mapping.initialise import Initialiser, InitialPair
-from dark3r_ros.mapping.intake import Intake, RefusedError, camera_notes
-from dark3r_ros.mapping.keyframing import insert_keyframe, start_map
-from dark3r_ros.mapping.loops import LoopGate
+from dark3r_ros.mapping.intake import Intake, Prepared, RefusedError, camera_notes
+from dark3r_ros.mapping.keyframing import start_map
 from dark3r_ros.mapping.memory import MemoryKeeper, view_bytes
+from dark3r_ros.mapping.motion import MotionJudge
 from dark3r_ros.mapping.records import PoseLog
-from dark3r_ros.mapping.reporting import frame_posed, frames_joined, in_time_order, keyframes_moved
+from dark3r_ros.mapping.reporting import frame_posed, in_time_order, keyframe_added, keyframes_moved
 from dark3r_ros.mapping.result import build_reconstruction
-from dark3r_ros.mapping.sparse_map import Keyframe, View
+from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.mapping.state_file import SavedState, write_state
 from dark3r_ros.mapping.submap import Submap
-from dark3r_ros.mapping.tracking import TrackResult, failed_track, needs_keyframe, quality, started_track, track
+from dark3r_ros.mapping.tracking import TrackResult, failed_track, quality, started_track, track
 from dark3r_ros.mapping.window import refine_all, refine_window
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
-from dark3r_ros.types import Frame, MappingState, Reconstruction
+from dark3r_ros.types import Float64Array, Frame, MappingState, Reconstruction
 
 STAGES = ('encode', 'initialise', 'track', 'keyframe', 'window', 'loops', 'final')
 
@@ -52,6 +53,7 @@ class MappingPipeline:
     def __init__(self, config: MappingConfig, predictor: Predictor, noise: NoiseModel | None = None) -> None:
         self._config, self._predictor, self._noise = config, predictor, noise
         self._memory = MemoryKeeper(config)
+        self._judge = MotionJudge()
         self.reset()
 
     def reset(self) -> None:
@@ -59,6 +61,8 @@ class MappingPipeline:
         self._memory.close()
         self._memory = MemoryKeeper(self._config)
         self._intake = Intake(self._config, self._predictor, self._noise)
+        self._judged: Submap | None = None  # whose poses the judge compares
+        self._prepared: Prepared | None = None  # the newest frame
         self._log = PoseLog()
         self._clear_map()
         self._state = MappingState.WAITING_FOR_CALIBRATION
@@ -71,20 +75,44 @@ class MappingPipeline:
     def _clear_map(self) -> None:
         self._initialiser = Initialiser(self._config, self._predictor)
         self._atlas = Atlas(self._config)
-        self._gate = LoopGate(self._config, self._predictor, self._atlas.places)
         self._retry: deque[View] = deque(maxlen=self._config.retry_frames or None)
         self._young: list[View] = []  # all views of a map that may yet be given up
+        self._judge.restart()
+        self._growth = self._new_growth()
         self._failures = 0
+
+    def _new_growth(self) -> Growth:
+        return Growth(self._config, self._predictor, self._atlas, self._log, self._judge, self._enforce, self._timed)
+
+    def _enforce(self) -> None:
+        """Keep the memory under its ceiling."""
+        self._memory.enforce(self._atlas, self._retry, self._other_bytes())
 
     # ------------------------------------------------------------------ input
 
     def push(self, frame: Frame) -> list[Event]:
         """Process one frame; returns what happened, in order."""
-        try:
-            with self._timed('encode'):
-                view = self._intake.take(frame)
-        except RefusedError as refusal:
-            return self._refused(frame, refusal)
+        return self.pose(self.prepare(frame)) + self.work()
+
+    def add_odometry(self, stamp_ns: int, odom_from_body: Float64Array) -> None:
+        """Take a pose (4, 4) of the robot in metres, against which jumps are judged; from any thread."""
+        self._judge.add_odometry(stamp_ns, odom_from_body)
+
+    def prepare(self, frame: Frame) -> Prepared:
+        """First part of `push`: check and encode. Another thread may do it for the next frame meanwhile."""
+        with self._timed('encode'):
+            return self._intake.prepare(frame)
+
+    def pose(self, prepared: Prepared) -> list[Event]:
+        """Second part of `push`: the pose of a prepared frame."""
+        if prepared.source is not self._intake:
+            frame = prepared.frame
+            return [FrameUnposed(frame.stamp_ns, frame.frame_id, 'the map was reset while this frame was encoded')]
+        frame, self._prepared = prepared.frame, prepared
+        if prepared.refusal is not None:
+            return self._refused(frame, prepared.refusal)
+        view = prepared.view
+        assert view is not None
         if self._camera is None:
             self._camera = frame.camera
         self._log.add(view.stamp_ns, view.name, view.snr_db, 'not reached')
@@ -95,9 +123,13 @@ class MappingPipeline:
         except Dark3rError as error:  # a predictor that cannot match this frame
             return self._unposed(view, failed_track(0, str(error)))
 
+    def work(self) -> list[Event]:
+        """Last part of `push`: go on with what the newest keyframe asks for, as far as there is time for it."""
+        return [] if self._prepared is None else self._growth.advance(self._prepared.frame.stamp_ns)
+
     def flush(self) -> list[Event]:
         """End of the input: start the map from the best pair if there is none, retry frames, join, refine."""
-        events: list[Event] = []
+        events = self._growth.finish()
         if not self._atlas.active.map.keyframes:
             pair = self._initialiser.finish()
             if pair is not None:
@@ -106,8 +138,8 @@ class MappingPipeline:
             return events
         events += self._retry_unposed()
         with self._timed('loops'):
-            for evidence, submap in join_what_can_be(self._atlas, self._gate, self._config):
-                events += self._joined(evidence, submap)
+            for evidence, submap in join_what_can_be(self._atlas, self._growth.gate, self._config):
+                events += self._growth.join(evidence, submap)
         submap = self._atlas.largest(self._log)
         observing = sum(1 for keyframe in submap.map.keyframes if len(keyframe.table.observing()))
         if observing <= self._config.final_keyframes:
@@ -134,12 +166,12 @@ class MappingPipeline:
 
     def status(self) -> PipelineStatus:
         """Snapshot for status messages."""
-        atlas, gate = self._atlas, self._gate
+        atlas, gate = self._atlas, self._growth.gate
         return PipelineStatus(
             self._state,
             self._message,
-            self._intake.snr_db,
-            self._intake.samples,
+            self._snr_db,
+            0 if self._prepared is None else self._prepared.samples,
             *self._newest,
             atlas.keyframes,
             sum(len(submap.map.landmarks) for submap in atlas.submaps),
@@ -152,6 +184,8 @@ class MappingPipeline:
             gate.verified,
             gate.accepted,
             dict(gate.refused),
+            self._memory.spilled,
+            self._memory.problem,
         )
 
     def save_state(self, folder: Path | str, *, overwrite: bool = False) -> None:
@@ -161,6 +195,7 @@ class MappingPipeline:
         """
         if not self._atlas.keyframes:
             raise ReconstructionError('there is no map yet that could be saved')
+        self._growth.finish_unheard()
         write_state(folder, self._atlas, self._log, self._camera, self._predictor, overwrite=overwrite)
 
     def load_state(self, folder: Path | str) -> tuple[str, ...]:
@@ -175,7 +210,7 @@ class MappingPipeline:
         camera, message = self._camera, f'map of {atlas.keyframes} keyframes loaded: looking for the camera in it'
         self.reset()
         self._atlas, self._log, self._memory, self._camera = atlas, log, memory, saved.camera
-        self._gate = LoopGate(self._config, self._predictor, atlas.places)
+        self._growth = self._new_growth()
         self._state, self._message, self._failures = MappingState.LOST, message, 1
         return tuple([message, *camera_notes(saved.camera, camera)])
 
@@ -184,7 +219,7 @@ class MappingPipeline:
     def _refused(self, frame: Frame, refusal: RefusedError) -> list[Event]:
         events: list[Event] = [FrameUnposed(frame.stamp_ns, frame.frame_id, str(refusal))]
         if refusal.log:
-            self._log.add(frame.stamp_ns, frame.name, self._intake.snr_db, str(refusal))
+            self._log.add(frame.stamp_ns, frame.name, self._snr_db, str(refusal))
         started = bool(self._atlas.active.map.keyframes)
         if refusal.waiting and not started:
             return events + self._enter(frame.stamp_ns, MappingState.WAITING_FOR_CALIBRATION, str(refusal))
@@ -207,14 +242,16 @@ class MappingPipeline:
 
     def _start(self, pair: InitialPair) -> list[Event]:
         """Make a map from the pair, then pose the frames that were waiting: forwards, then backwards in time."""
+        self._growth.finish_unheard()
         submap = self._atlas.begin()
         keyframes = start_map(submap.map, pair, self._config.min_parallax)
-        refine_window(submap.map, self._config)
+        _, covariance = refine_window(submap.map, self._config, with_covariance=True)
         inliers = int(pair.geometry.inliers.sum())
         posed: list[Event] = []
         for keyframe, view in zip(keyframes, (pair.first, pair.second), strict=True):
-            result = started_track(keyframe.camera_from_world, inliers, len(pair.matches))
-            posed += self._posed(view, result, keyframe)
+            result = started_track(keyframe.camera_from_world, covariance, inliers, len(pair.matches))
+            posed += [self._posed(view, result, True), keyframe_added(keyframe, submap)]
+            self._growth.now_keyframe(keyframe, result)
         waiting = [*self._initialiser.dropped, *self._initialiser.pending]
         waiting = [view for view in waiting if view is not pair.first and view is not pair.second]
         later = [view for view in waiting if view.stamp_ns > pair.first.stamp_ns]
@@ -231,80 +268,67 @@ class MappingPipeline:
     def _track(self, view: View) -> list[Event]:
         recovering = self._failures > 0
         self._remember_young(view)
+        events = self._growth.finish() if recovering else []
         with self._timed('track'):
-            if recovering:
-                result = find(view, self._atlas, self._predictor, self._config, self._failures)
-            else:
-                result = follow(view, self._atlas.active, self._predictor, self._config, self._newest[0])
+            result = self._found(view) if recovering else self._followed(view)
+            if result.camera_from_world is None and self._growth.busy:
+                # The newest keyframe may be what is missing.
+                events += self._growth.finish()
+                result = self._followed(view)
         self._newest = (result.inliers, result.matches)
         if result.camera_from_world is None:
-            return self._unposed(view, result)
+            return events + self._unposed(view, result)
         submap, found_again = self._atlas.active, self._state == MappingState.LOST
         if recovering:
             submap.motion = None
             self._initialiser = Initialiser(self._config, self._predictor)
         self._failures = 0
         submap.moved_to(result.camera_from_world)
-        events = self._accept(view, result)
+        self._judge.accept(view.stamp_ns, se3.inverse(result.camera_from_world))
+        events += self._accept(view, result)
         if found_again:
             message = f'found the map again by {result.inliers} correspondences; the next frame confirms it'
             return events + self._enter(view.stamp_ns, MappingState.RELOCALISING, message)
-        return events + self._enter(view.stamp_ns, *quality(result, self._intake.snr_db, self._config))
+        return events + self._enter(view.stamp_ns, *quality(result, self._snr_db, self._config))
+
+    def _followed(self, view: View) -> TrackResult:
+        return self._believed(view, follow(view, self._atlas.active, self._predictor, self._config, self._newest[0]))
+
+    def _found(self, view: View) -> TrackResult:
+        lost = self._failures >= self._config.lost_after
+        result = find(view, self._atlas, self._predictor, self._config, self._failures, everywhere=lost)
+        return self._believed(view, result)
+
+    def _believed(self, view: View, result: TrackResult) -> TrackResult:
+        """The result, or a failure where the motion so far or the odometry speaks against it."""
+        if result.camera_from_world is None:
+            return result
+        submap = self._atlas.active
+        if submap is not self._judged:
+            self._judge.restart()
+            self._judged = submap
+        depth, lost = submap.depth(submap.map.keyframes[-1]), self._failures >= self._config.lost_after
+        pose = se3.inverse(result.camera_from_world)
+        reason = self._judge.objection(view.stamp_ns, pose, depth, lost=lost)
+        return failed_track(result.matches, reason) if reason else result
 
     def _accept(self, view: View, result: TrackResult) -> list[Event]:
         """Log a tracked view and make it a keyframe where it shows something new."""
         submap, pose = self._atlas.active, result.camera_from_world
         assert pose is not None
-        if not result.guided:
-            submap.trust.accept(result.inliers)
-        if submap.baseline is not None and submap.baseline.guided != result.guided:
-            submap.baseline = None  # the two ways find different shares of the landmarks
-        if not needs_keyframe(result, submap.baseline, self._config):
-            if submap.baseline is None:
-                submap.baseline = result
-            return self._posed(view, result, None)
-        neighbours = submap.around(result.landmarks)[: self._config.neighbours]
-        with self._timed('keyframe'):
-            keyframe = insert_keyframe(submap.map, view, pose, neighbours, self._predictor, self._config)
-        with self._timed('window'):
-            moved, covariance = refine_window(submap.map, self._config, neighbours)
-        submap.baseline = None
-        events = self._posed(view, result.refined(covariance), keyframe)
-        submap.archive.retire(submap.map)
-        events.append(keyframes_moved(moved, submap))
-        if self._config.loops:
-            with self._timed('loops'):
-                evidence = self._gate.consider(keyframe, submap, self._atlas.submaps)
-                if evidence:
-                    events += self._close(evidence, submap)
-        self._memory.enforce(self._atlas, self._retry, self._other_bytes())
+        submap.trust.accept(result.inliers)
+        events, wanted = self._growth.wanted(view, result, submap)
+        events.append(self._posed(view, result, wanted))
+        if wanted:
+            self._growth.begin(view, result, submap)
         return events
-
-    def _close(self, evidence: list[Evidence], submap: Submap) -> list[Event]:
-        """Close a loop, or join the submap with that of the place."""
-        if evidence[-1].old is not submap:
-            return self._joined(evidence, submap)
-        scales = close_loop(submap, evidence, self._predictor, self._config)
-        if scales is None:
-            self._gate.refused['against the graph'] += 1
-            return []
-        self._gate.accepted += 1
-        self._log.rescale(submap.map.keyframes, scales)
-        return [keyframes_moved(submap.map.keyframes, submap)]
-
-    def _joined(self, evidence: list[Evidence], submap: Submap) -> list[Event]:
-        joined, moved, growth = join_submaps(self._atlas, evidence, submap, self._predictor, self._config)
-        self._gate.accepted += 1
-        self._log.rescale(moved, [growth] * len(moved))
-        events = frames_joined(moved, joined, self._log, self._newest_posed_ns)
-        return [*events, keyframes_moved(joined.map.keyframes, joined)]
 
     def _unposed(self, view: View, result: TrackResult) -> list[Event]:
         self._failures += 1
         self._log.explain(view.stamp_ns, result.reason)
         if self._config.retry_frames:
             self._retry.append(view)
-        self._memory.enforce(self._atlas, self._retry, self._other_bytes())
+        self._enforce()
         events: list[Event] = [FrameUnposed(view.stamp_ns, view.frame_id, result.reason)]
         if self._failures >= self._config.lost_after and self._is_young():
             return events + self._give_up(view)
@@ -327,11 +351,12 @@ class MappingPipeline:
 
     def _give_up(self, view: View) -> list[Event]:
         """Start again from the newest view; the others are posed once the new map stands."""
+        self._growth.drop()
         message = 'the newest map was too weak to go on: starting again'
         waiting = [other for other in self._young if other is not view]
         self._log.discard_poses(message, self._atlas.active.map.keyframes)
         self._atlas.give_up()
-        self._gate.forget()
+        self._growth.gate.forget()
         self._young = []
         self._initialiser = Initialiser(self._config, self._predictor)
         self._initialiser.dropped = waiting
@@ -357,7 +382,7 @@ class MappingPipeline:
                 self._retry.append(view)
             return []
         submap.baseline = None
-        return self._accept(view, result)
+        return self._accept(view, result) + self._growth.finish()
 
     def _retry_unposed(self) -> list[Event]:
         """Try frames without a pose again until a whole round brings nothing new."""
@@ -392,15 +417,15 @@ class MappingPipeline:
         old, self._state, self._message = self._state, state, message
         return [StateChanged(stamp_ns, old, state, message)] if old != state else []
 
-    def _posed(self, view: View, result: TrackResult, keyframe: Keyframe | None) -> list[Event]:
-        """Log a pose; as a keyframe the view can be recognised from now on."""
+    @property
+    def _snr_db(self) -> float:
+        return math.nan if self._prepared is None else self._prepared.snr_db
+
+    def _posed(self, view: View, result: TrackResult, becomes_keyframe: bool) -> FramePosed:
+        """Log a pose."""
         submap, pose = self._atlas.active, result.camera_from_world
         assert pose is not None
-        reference = keyframe or submap.map.keyframes[-1]
-        if keyframe is not None:
-            pose = keyframe.camera_from_world
-            self._atlas.places.add(keyframe)
-        self._log.pose(view.stamp_ns, reference, pose, result.inliers, result.matches, keyframe is not None)
+        self._log.pose(view.stamp_ns, submap.map.keyframes[-1], pose, result.inliers, result.matches, False)
         late = view.stamp_ns < self._newest_posed_ns
         self._newest_posed_ns = max(self._newest_posed_ns, view.stamp_ns)
-        return frame_posed(view, submap, result, keyframe, late=late)
+        return frame_posed(view, submap, result, becomes_keyframe, late=late)

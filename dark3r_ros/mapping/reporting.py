@@ -18,14 +18,12 @@ from dark3r_ros.mapping.tracking import TrackResult
 Array = NDArray[np.float64]
 
 
-def frame_posed(
-    view: View, submap: Submap, result: TrackResult, keyframe: Keyframe | None, *, late: bool
-) -> list[Event]:
-    """A view got a pose, and became a keyframe unless that is None."""
-    pose = result.camera_from_world if keyframe is None else keyframe.camera_from_world
+def frame_posed(view: View, submap: Submap, result: TrackResult, becomes_keyframe: bool, *, late: bool) -> FramePosed:
+    """A view got a pose."""
+    pose = result.camera_from_world
     assert pose is not None
     world_from_camera = se3.inverse(pose)
-    posed = FramePosed(
+    return FramePosed(
         view.stamp_ns,
         view.frame_id,
         world_from_camera,
@@ -33,11 +31,10 @@ def frame_posed(
         result.inliers,
         result.matches,
         view.snr_db,
-        keyframe is not None,
+        becomes_keyframe,
         late,
         submap.submap_id,
     )
-    return [posed] if keyframe is None else [posed, keyframe_added(keyframe, submap)]
 
 
 def keyframe_added(keyframe: Keyframe, submap: Submap) -> KeyframeAdded:
@@ -55,8 +52,11 @@ def keyframe_added(keyframe: Keyframe, submap: Submap) -> KeyframeAdded:
     )
 
 
-def frames_joined(keyframes: Sequence[Keyframe], submap: Submap, log: PoseLog, newest_ns: int) -> list[Event]:
-    """Frames and keyframes of a submap once more, now that it belongs to another one."""
+def frames_joined(keyframes: Sequence[Keyframe], submap: Submap, log: PoseLog) -> list[Event]:
+    """Frames and keyframes of a submap once more, now that it belongs to another one.
+
+    All of them are late, the newest one, too: it was posed before, and how sure it is in this map nobody has asked.
+    """
     of_stamp = {keyframe.stamp_ns: keyframe for keyframe in keyframes}
     events: list[Event] = []
     for record in log.records(keyframes):
@@ -73,7 +73,7 @@ def frames_joined(keyframes: Sequence[Keyframe], submap: Submap, log: PoseLog, n
                 record.matches,
                 record.snr_db,
                 record.keyframe,
-                record.stamp_ns < newest_ns,
+                True,
                 submap.submap_id,
             )
         )

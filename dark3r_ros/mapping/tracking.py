@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
-from dark3r_ros.model.predictor import Predictor
-from dark3r_ros.sfm.resection import resect
+from dark3r_ros.model.predictor import Locator, Predictor
+from dark3r_ros.sfm.resection import Resection, resect
 from dark3r_ros.types import Correspondences, MappingState
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+
+
+_RIVAL_SHARE = 0.5  # of the inliers, with which another place casts doubt
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,6 @@ class TrackResult:
     overlap: share of the reference keyframe's matchable landmarks that was found again.
     flow: median motion of the inliers in the picture, as a share of its width.
     reason: why there is no pose.
-    guided: whether landmarks were looked for where they should be, instead of anywhere.
 
     """
 
@@ -45,16 +48,11 @@ class TrackResult:
     overlap: float
     flow: float
     reason: str = ''
-    guided: bool = False
-
-    def refined(self, covariance: Array) -> TrackResult:
-        """The same result, its pose known better."""
-        return replace(self, covariance=covariance)
 
 
-def started_track(camera_from_world: Array, inliers: int, matches: int) -> TrackResult:
-    """Result of a view that starts a map: its pose is certain by definition."""
-    return TrackResult(camera_from_world, np.zeros((6, 6)), np.zeros(0, np.int64), inliers, matches, 0.0, 0.0)
+def started_track(camera_from_world: Array, covariance: Array, inliers: int, matches: int) -> TrackResult:
+    """Result of a view that starts a map; `covariance` is that of the second one to the first."""
+    return TrackResult(camera_from_world, covariance, np.zeros(0, np.int64), inliers, matches, 0.0, 0.0)
 
 
 def quality(result: TrackResult, snr_db: float, config: MappingConfig) -> tuple[MappingState, str]:
@@ -106,6 +104,19 @@ def find_links(references: Sequence[Keyframe], matches: Sequence[Correspondences
     return Links(pixels[kept], landmark[kept], reference_pixels[kept], reference[kept])
 
 
+def locate_landmarks(keyframe: Keyframe, view: View, predictor: Predictor) -> Correspondences:
+    """Matches (keyframe, view) of those points of the keyframe that observe a landmark.
+
+    A predictor that can look for given places (`locate`) is asked for no more than that; another one matches whole
+    frames.
+    """
+    if not isinstance(predictor, Locator):
+        return predictor.match([(keyframe.features, view.features)])[0]
+    pixels = keyframe.table.pixels[keyframe.table.observing()]
+    found = predictor.locate(keyframe.features, pixels, view.features)
+    return Correspondences(pixels[found.rows], found.pixels, found.confidence)
+
+
 def track(
     view: View,
     references: Sequence[Keyframe],
@@ -114,17 +125,18 @@ def track(
     config: MappingConfig,
     guess: Array | None = None,
     min_inliers: int = 0,
+    alone: bool = False,
 ) -> TrackResult:
-    """Match the view with the reference keyframes and resect it from their landmarks.
+    """Look for landmarks of the reference keyframes in the view, and resect it from them.
 
     `guess` is a predicted camera_from_world. A pose needs `min_inliers`, but never fewer than configured. The first
-    reference is the one whose overlap and flow are reported.
+    reference is the one whose overlap and flow are reported. `alone` refuses a pose that has a rival: another one that
+    half as many of the other matches agree with, as where parts of a tunnel are copies of each other.
     """
-    pairs = [(keyframe.features, view.features) for keyframe in references if keyframe.features is not None]
     usable = [keyframe for keyframe in references if keyframe.features is not None]
     if not usable:
         return failed_track(0, 'no keyframe left to compare with')
-    links = find_links(usable, predictor.match(pairs))
+    links = find_links(usable, [locate_landmarks(keyframe, view, predictor) for keyframe in usable])
     tried = len(links.landmark)
     if tried < config.min_matches:
         return failed_track(tried, f'{tried} matches with the map, {config.min_matches} needed')
@@ -145,6 +157,8 @@ def track(
         return failed_track(tried, f'only {inliers} of {tried} matches with the map agree with one pose')
     if inliers < min_inliers:
         return failed_track(tried, f'only {inliers} matches with the map agree, {min_inliers} are needed here')
+    if alone and _has_rival(found, points, observed, view, config):
+        return failed_track(tried, f'{inliers} matches agree with one place, and others with another that looks alike')
     own = found.inliers & (links.reference == 0)
     reference_count = max(len(usable[0].table.observing()), 1)
     shift = np.linalg.norm(links.pixels[own] - links.reference_pixels[own], axis=1)
@@ -160,12 +174,26 @@ def track(
     )
 
 
-def needs_keyframe(result: TrackResult, reference: TrackResult | None, config: MappingConfig) -> bool:
-    """Whether a tracked view shows enough new to become a keyframe.
+def _has_rival(found: Resection, points: Array, observed: Array, view: View, config: MappingConfig) -> bool:
+    """Whether what disagrees with a pose agrees with another one, elsewhere."""
+    least = max(config.min_inliers, int(_RIVAL_SHARE * found.inliers.sum()))
+    others = ~found.inliers
+    rival = resect(points[others], observed[others], view.focal, config.max_error, min_inliers=least)
+    if rival is None:
+        return False
+    depth = float(np.median(se3.transform_points(found.camera_from_world, points[found.inliers])[:, 2]))
+    apart = se3.inverse(rival.camera_from_world)[:3, 3] - se3.inverse(found.camera_from_world)[:3, 3]
+    return float(np.linalg.norm(apart)) > config.loop_agreement * depth
+
+
+def needs_keyframe(
+    result: TrackResult, reference: TrackResult | None, config: MappingConfig, patience: float = 1.0
+) -> bool:
+    """Whether a tracked view shows enough new to become a keyframe; `patience` asks for that many times as much.
 
     `reference` is the result of the first view tracked against the present reference keyframe, None for that view
     itself: what can be found again at best is less than all landmarks, so overlap is judged relative to it.
     """
-    if result.flow > config.keyframe_flow or result.inliers < 3 * config.min_inliers:
+    if result.flow > patience * config.keyframe_flow or result.inliers < 3 * config.min_inliers:
         return True
-    return reference is not None and result.overlap < config.keyframe_overlap * reference.overlap
+    return reference is not None and result.overlap * patience < config.keyframe_overlap * reference.overlap

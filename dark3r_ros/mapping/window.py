@@ -16,12 +16,12 @@ Array = NDArray[np.float64]
 
 
 def refine_window(
-    sparse_map: SparseMap, config: MappingConfig, places: Sequence[Keyframe] = ()
+    sparse_map: SparseMap, config: MappingConfig, places: Sequence[Keyframe] = (), *, with_covariance: bool = False
 ) -> tuple[list[Keyframe], Array]:
     """Adjust the newest keyframes against the fixed older ones that share most landmarks with them.
 
     `places` are keyframes further back that may be among these. Returns the keyframes that may have moved and the
-    covariance (6, 6) of the newest one's left twist.
+    covariance (6, 6) of the newest one's left twist, zero unless `with_covariance`.
     """
     window = sparse_map.keyframes[-config.window :]
     recent = sparse_map.keyframes[: -config.window][-4 * config.window_fixed :]
@@ -33,7 +33,9 @@ def refine_window(
     free = [len(fixed) >= 2 or number > 0 for number in range(len(window))]
     frames = [*fixed, *window]
     best = _best_seen(sparse_map, frames, config.window_landmarks)
-    result = _refine(sparse_map, frames, [False] * len(fixed) + free, config, 10, only=best, with_covariance=True)
+    result = _refine(
+        sparse_map, frames, [False] * len(fixed) + free, config, 10, only=best, with_covariance=with_covariance
+    )
     _refine(sparse_map, frames, [False] * len(frames), config, 3, only=~best)
     covariance = np.zeros((6, 6))
     if result is not None and result.pose_covariance is not None:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import Event
+from dark3r_ros.mapping.intake import Prepared
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.mapping.viewer import LiveViewer
 from dark3r_ros.matching.classical import ClassicalConfig
@@ -43,6 +47,9 @@ def build_pipeline(node: MappingNode) -> Pipeline:
         mini=parameters.read(node, 'mini', MiniMatchConfig),
         device=node.config.device,
     )
+    if getattr(predictor, 'device', None) == torch.device('cpu'):
+        # Two threads compute at the same time: full pools for both would get in each other's way.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
     # The small matcher works pair by pair, so that there is no batch to make smaller, and tracking looks inside it.
     if not isinstance(predictor, MiniPredictor):
         predictor = FrugalPredictor(predictor, node.warn)
@@ -53,19 +60,31 @@ def build_pipeline(node: MappingNode) -> Pipeline:
 class Shown:
     """A pipeline whose frames go to a viewer as well, in the thread that pushes them."""
 
-    def __init__(self, pipeline: Pipeline, viewer: LiveViewer) -> None:
+    def __init__(self, pipeline: MappingPipeline, viewer: LiveViewer) -> None:
         self._pipeline, self._viewer = pipeline, viewer
         self.reconstruction, self.reset, self.status = pipeline.reconstruction, pipeline.reset, pipeline.status
-        self.save_state, self.load_state = pipeline.save_state, pipeline.load_state
+        self.save_state, self.load_state, self.prepare = pipeline.save_state, pipeline.load_state, pipeline.prepare
+        self._waiting: list[Event] = []
 
     def push(self, frame: Frame) -> Sequence[Event]:
         """Process and show one frame."""
-        events = self._pipeline.push(frame)
-        self._viewer.show(frame, events, self._pipeline.status())
+        return [*self.pose(self.prepare(frame)), *self.work()]
+
+    def pose(self, prepared: Prepared) -> Sequence[Event]:
+        """Process and show a prepared frame."""
+        events = [*self._waiting, *self._pipeline.pose(prepared)]
+        self._viewer.show(prepared.frame, events, self._pipeline.status())
+        self._waiting = []
         return events
+
+    def work(self) -> Sequence[Event]:
+        """Go on with the newest keyframe; the viewer hears of it with the next frame."""
+        self._waiting = self._pipeline.work()
+        return []
 
     def flush(self) -> Sequence[Event]:
         """Finish the map and show it."""
-        events = self._pipeline.flush()
+        events = [*self._waiting, *self._pipeline.flush()]
+        self._waiting = []
         self._viewer.show(None, events, self._pipeline.status())
         return events

@@ -26,11 +26,13 @@ def state_name(state: MappingState) -> str:
     return state.name.lower().replace('_', ' ')
 
 
-def diagnostics(name: str, hardware_id: str, status: Any, now_ns: int, stale: str, dropped_now: bool) -> Any:
+def diagnostics(
+    name: str, hardware_id: str, status: Any, now_ns: int, stale: str, dropped_now: bool, spilled: int = 0
+) -> Any:
     """DiagnosticArray from a MappingStatus.
 
     `stale` is the sentence about missing input, empty while images arrive; `dropped_now`: frames were dropped since
-    the last report.
+    the last report. `spilled`: keyframes whose features went to disk.
     """
     state = MappingState(status.state)
     level, message = _LEVELS[state], f'{state_name(state)}: {status.message}'
@@ -55,6 +57,7 @@ def diagnostics(name: str, hardware_id: str, status: Any, now_ns: int, stale: st
         'landmarks': str(status.landmarks),
         'memory [MiB]': f'{status.memory_mib:.0f}',
         'map [MiB]': f'{status.map_mib:.1f}',
+        'keyframes on disk': str(spilled),
         'frames failed': str(status.frames_failed),
         'scale': status.scale_text,
         'scale drift [% per 100 m]': f'{1e4 * status.scale_drift:.1f}',

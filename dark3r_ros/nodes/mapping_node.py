@@ -82,6 +82,7 @@ class MappingNode(LifecycleNode):
         self.scale = ScaleKeeper(
             self.config, parameters.read(self, 'metric', MetricConfig), self.buffer, self.frame, self._complain
         )
+        self.scale.also = getattr(self.pipeline, 'add_odometry', None)
         self.results = Results(self, Advisor(parameters.read(self, 'advice', AdviceConfig)))
 
     def _complain(self, text: str) -> None:

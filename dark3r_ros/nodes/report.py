@@ -44,6 +44,7 @@ class Reporter:
             node.get_clock().now().nanoseconds,
             '; '.join(silence),
             dropped > self._reported_drops,
+            node.health.pipeline.spilled,
         )
         self._reported_drops = dropped
         self._publisher.publish(message)

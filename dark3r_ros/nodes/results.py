@@ -47,7 +47,7 @@ class Results:
             self._loops = result.status.loops_accepted
             node.scale.refine(node.outputs.world_from_camera)
         node.publish_status()
-        if result.received is None:
+        if result.whole:
             self.republish()
 
     def update_scale(self) -> None:

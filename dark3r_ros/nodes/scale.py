@@ -42,6 +42,8 @@ class ScaleKeeper:
         self._camera_frame = ''
         self._from_topic = False
         self._newest_tf_ns = -1
+        # Who else hears of every odometry pose.
+        self.also: Callable[[int, Float64Array], None] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -73,7 +75,7 @@ class ScaleKeeper:
             return
         self._from_topic = True
         self._mount(message.child_frame_id.lstrip('/') or self._config.base_frame)
-        self._estimator.add_odometry(convert.stamp_to_ns(message.header.stamp), odom_from_body)
+        self._add(convert.stamp_to_ns(message.header.stamp), odom_from_body)
 
     def take(self, events: Sequence[Event]) -> None:
         """Take what the pipeline said about one frame."""
@@ -105,7 +107,12 @@ class ScaleKeeper:
         except TransformError:  # a longer chain of which another part is older
             return
         self._newest_tf_ns = newest
-        self._estimator.add_odometry(newest, pose)
+        self._add(newest, pose)
+
+    def _add(self, stamp_ns: int, odom_from_body: Float64Array) -> None:
+        self._estimator.add_odometry(stamp_ns, odom_from_body)
+        if self.also is not None:
+            self.also(stamp_ns, odom_from_body)
 
     def _mount(self, body: str) -> None:
         """Look up how the camera sits on the body that the odometry is about."""

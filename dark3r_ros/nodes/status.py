@@ -79,7 +79,7 @@ class Health:
             scale_deviation=self.scale.deviation,
             scale_drift=self.scale.drift,
             scale_text=str(self.scale),
-            advice=list(self.advice),
+            advice=[*self.advice, *([pipeline.memory_problem] if pipeline.memory_problem else [])],
             submap=int(pipeline.submap),
             submaps=int(pipeline.submaps),
             loops_proposed=int(pipeline.loops_proposed),

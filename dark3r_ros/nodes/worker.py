@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One thread that owns the mapping pipeline, a bounded queue in and a queue of results out.
 
+A second thread decodes and encodes the next image while the first one still maps (`Staged`); images keep their order,
+and the map is the same as that of one thread.
+
 Drop policy: when the queue is full, the waiting frame that is needed least (`backlog`) is dropped and counted. Calls
 (reset, snapshot, flush) go before waiting frames. Results are delivered in the thread that calls `drain`; `notify`
 wakes that thread. Nothing here knows ROS.
@@ -16,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dark3r_ros.errors import Dark3rError
 from dark3r_ros.mapping.events import Event, PipelineStatus
@@ -56,6 +59,23 @@ class Pipeline(Protocol):
         ...
 
 
+@runtime_checkable
+class Staged(Protocol):
+    """A pipeline whose `push` comes in parts: `prepare` may run in another thread, one frame ahead of the others."""
+
+    def prepare(self, frame: Frame) -> Any:
+        """What needs the frame alone."""
+        ...
+
+    def pose(self, prepared: Any) -> Sequence[Event]:
+        """Pose of a prepared frame."""
+        ...
+
+    def work(self) -> Sequence[Event]:
+        """What can wait until the pose is published."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """One image on its way to the pipeline; `message` is not looked at before its turn."""
@@ -79,6 +99,7 @@ class Result:
     failures: frames in a row, this one included, that ended in such a failure.
     notes: sentences worth one log line each, such as decoder warnings.
     received, finished: `time.monotonic()` seconds.
+    whole: the map as a whole was refined.
 
     """
 
@@ -92,6 +113,17 @@ class Result:
     received: float | None = None
     finished: float = 0.0
     failures: int = 0
+    whole: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """A job whose image is decoded and, for a staged pipeline, prepared; or why not."""
+
+    job: Job
+    prepared: Any
+    notes: Sequence[str] = ()
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +173,12 @@ class PipelineWorker:
         self._jobs: deque[Job] = deque()
         self._calls: deque[_Call] = deque()
         self._results: deque[Result | _Answer] = deque()
-        self._busy = False
+        self._staged = pipeline if isinstance(pipeline, Staged) else None
+        self._ready: deque[_Ready] = deque()  # one at most
+        self._busy = self._preparing = False
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._ahead: threading.Thread | None = None
         self._in_work_ns: int | None = None
         self.dropped = 0
         self.failed = 0
@@ -152,21 +187,26 @@ class PipelineWorker:
     @property
     def running(self) -> bool:
         """Whether the thread is alive."""
-        return self._thread is not None and self._thread.is_alive()
+        threads = [self._thread] if self._staged is None else [self._thread, self._ahead]
+        return all(thread is not None and thread.is_alive() for thread in threads)
 
     @property
     def pending(self) -> int:
         """Jobs and calls that wait or are in work."""
         with self._condition:
-            return len(self._jobs) + len(self._calls) + int(self._busy)
+            return len(self._jobs) + len(self._ready) + len(self._calls) + int(self._busy) + int(self._preparing)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the threads, or those of them that have ended."""
         if self.running:
             raise RuntimeError('the worker already runs')
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name='dark3r_pipeline', daemon=True)
-        self._thread.start()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name='dark3r_pipeline', daemon=True)
+            self._thread.start()
+        if self._staged is not None and (self._ahead is None or not self._ahead.is_alive()):
+            self._ahead = threading.Thread(target=self._run_ahead, name='dark3r_ahead', daemon=True)
+            self._ahead.start()
 
     def revive(self) -> bool:
         """Start the thread again if it ended by itself; the pipeline and what waits are kept."""
@@ -180,15 +220,21 @@ class PipelineWorker:
         """Drop what waits, finish what is in work and join; False when that took longer than `timeout` seconds."""
         with self._condition:
             self._stopping = True
-            self.dropped += len(self._jobs)
+            self.dropped += len(self._jobs) + len(self._ready)
             self._jobs.clear()
+            self._ready.clear()
             self._condition.notify_all()
         if self._thread is None:
             return True
+        end = time.monotonic() + timeout
         self._thread.join(timeout)
-        stopped = not self._thread.is_alive()
+        if self._ahead is not None:
+            self._ahead.join(max(end - time.monotonic(), 0.0))
+        stopped = not (self._thread.is_alive() or (self._ahead is not None and self._ahead.is_alive()))
         if stopped:
-            self._thread = None
+            self.dropped += len(self._ready)
+            self._ready.clear()
+            self._thread = self._ahead = None
             # Whoever waits for an answer must hear that none will come.
             while self._calls:
                 call = self._calls.popleft()
@@ -204,28 +250,30 @@ class PipelineWorker:
             if full:
                 del self._jobs[least_needed([item.stamp_ns for item in self._jobs], self._in_work_ns, self._distance)]
                 self.dropped += 1
-            self._condition.notify()
+            self._condition.notify_all()
         return not full
 
     def clear(self) -> int:
         """Forget waiting jobs without counting them as dropped; return how many there were."""
         with self._condition:
-            count = len(self._jobs)
+            count = len(self._jobs) + len(self._ready)
             self._jobs.clear()
+            self._ready.clear()
+            self._condition.notify_all()
         return count
 
     def call(self, function: Callable[[Pipeline], Any], deliver: Callable[[Any, BaseException | None], None]) -> None:
         """Run `function(pipeline)` in the worker thread; `drain` hands its value or error to `deliver`."""
         with self._condition:
             self._calls.append(_Call(function, deliver))
-            self._condition.notify()
+            self._condition.notify_all()
 
     def flush(self) -> None:
         """Let the pipeline pose what it still can; the events come as a `Result` with `received` None."""
 
         def work(pipeline: Pipeline) -> Result:
             events = tuple(pipeline.flush())
-            return Result(0, '', events, pipeline.status(), finished=time.monotonic())
+            return Result(0, '', events, pipeline.status(), finished=time.monotonic(), whole=True)
 
         def deliver(value: Result | None, error: BaseException | None) -> None:
             if value is None:
@@ -244,20 +292,72 @@ class PipelineWorker:
                 item.call.deliver(item.value, item.error)
 
     def _run(self) -> None:
+        waiting: deque[Any] = self._jobs if self._staged is None else self._ready
         while True:
             with self._condition:
-                while not (self._stopping or self._jobs or self._calls):
+                while not (self._stopping or waiting or self._calls):
                     self._condition.wait()
                 if self._stopping:
                     return
-                task: Job | _Call = self._calls.popleft() if self._calls else self._jobs.popleft()
+                task: Any = self._calls.popleft() if self._calls else waiting.popleft()
                 self._busy = True
+                self._condition.notify_all()
             try:
-                self._results.append(self._answer(task) if isinstance(task, _Call) else self._process(task))
+                if isinstance(task, _Call):
+                    self._results.append(self._answer(task))
+                else:
+                    self._results.append(self._process(task if self._staged is not None else self._read(task)))
+                    self._notify()
+                    self._work(task)
             finally:
                 with self._condition:
                     self._busy = False
             self._notify()
+
+    def _run_ahead(self) -> None:
+        """Prepare the next image while the other thread maps; only one waits for it."""
+        while True:
+            with self._condition:
+                while not (self._stopping or (self._jobs and not self._ready)):
+                    self._condition.wait()
+                if self._stopping:
+                    return
+                job = self._jobs.popleft()
+                self._preparing = True
+            ready = None
+            try:
+                ready = self._read(job)
+            finally:
+                with self._condition:
+                    self._preparing = False
+                    if ready is not None:
+                        self._ready.append(ready)
+                    self._condition.notify_all()
+
+    def _read(self, job: Job) -> _Ready:
+        """Decode an image, and prepare it where the pipeline can do that apart."""
+        self._in_work_ns = job.stamp_ns
+        try:
+            frame, notes = self._prepare(job)
+            return _Ready(job, frame if self._staged is None else self._staged.prepare(frame), notes)
+        except Exception as error:
+            return _Ready(job, None, error=error)
+
+    def _work(self, task: Job | _Ready) -> None:
+        """Let the pipeline go on with what could wait for the pose; what came of it is a result of its own."""
+        if self._staged is None:
+            return
+        assert isinstance(task, _Ready)
+        job = task.job
+        try:
+            events = tuple(self._staged.work())
+            if events:
+                self._status = self._pipeline.status()
+                self._results.append(
+                    Result(job.stamp_ns, job.frame_id, events, self._status, finished=time.monotonic())
+                )
+        except Exception as error:
+            self._results.append(self._failure(job.stamp_ns, job.frame_id, None, error))
 
     def _answer(self, call: _Call) -> _Answer:
         try:
@@ -265,12 +365,13 @@ class PipelineWorker:
         except Exception as error:
             return _Answer(call, None, error)
 
-    def _process(self, job: Job) -> Result:
-        self._in_work_ns = job.stamp_ns
-        notes: Sequence[str] = ()
+    def _process(self, ready: _Ready) -> Result:
+        job = ready.job
         try:
-            frame, notes = self._prepare(job)
-            events = tuple(self._pipeline.push(frame))
+            if ready.error is not None:
+                raise ready.error
+            push = self._pipeline.push if self._staged is None else self._staged.pose
+            events = tuple(push(ready.prepared))
             self._status = self._pipeline.status()
         except Exception as error:
             return self._failure(job.stamp_ns, job.frame_id, job.received, error)
@@ -280,7 +381,7 @@ class PipelineWorker:
             job.frame_id,
             events,
             self._status,
-            notes=tuple(notes),
+            notes=tuple(ready.notes),
             received=job.received,
             finished=time.monotonic(),
         )

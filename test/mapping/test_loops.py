@@ -144,5 +144,6 @@ def test_a_tunnel_of_equal_bays_closes_no_loop(monkeypatch):
     refused = status.loops_refused
     assert refused.get('ambiguous', 0) + refused.get('beyond drift', 0) > 5
     error, count = with_loops.error()
-    assert count == len(there_and_back)
+    # A keyframe more than half a bay back draws the camera into the wrong one: the jump is refused.
+    assert count >= len(there_and_back) - 3
     assert error <= 1.05 * without.error()[0] + 0.01

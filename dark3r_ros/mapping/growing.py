@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a view becomes a keyframe: when, and all that follows from it, in pieces between frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+from dark3r_ros.mapping.atlas import Atlas
+from dark3r_ros.mapping.chores import Chores
+from dark3r_ros.mapping.closing import close_loop, join_submaps
+from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.events import Event
+from dark3r_ros.mapping.evidence import Evidence
+from dark3r_ros.mapping.keyframing import link_matched, new_keyframe
+from dark3r_ros.mapping.loops import LoopGate
+from dark3r_ros.mapping.motion import MotionJudge
+from dark3r_ros.mapping.records import PoseLog
+from dark3r_ros.mapping.reporting import frames_joined, keyframe_added, keyframes_moved
+from dark3r_ros.mapping.sparse_map import Keyframe, View
+from dark3r_ros.mapping.submap import Submap
+from dark3r_ros.mapping.tracking import TrackResult, needs_keyframe, track
+from dark3r_ros.mapping.window import refine_window
+from dark3r_ros.model.predictor import Locator, Predictor
+from dark3r_ros.types import Correspondences
+
+_PATIENCE = 1.5  # how much farther the view may move before the work for the newest keyframe is done at once
+
+
+class Growth:
+    """Makes keyframes: matches, links, adjusts, and closes loops.
+
+    While one is being made the camera is followed by the keyframes before it.
+
+    Parameters
+    ----------
+    enforce: keeps the memory within its bounds. timed: measures a stage by its name.
+
+    """
+
+    def __init__(
+        self,
+        config: MappingConfig,
+        predictor: Predictor,
+        atlas: Atlas,
+        log: PoseLog,
+        judge: MotionJudge,
+        enforce: Callable[[], None],
+        timed: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self._config, self._predictor, self._atlas, self._log, self._judge = config, predictor, atlas, log, judge
+        self._enforce, self._timed = enforce, timed
+        self._chores = Chores(config.step_seconds)
+        self._follower: View | None = None  # the first view after the newest keyframe
+        self._unheard: list[Event] = []
+        self.gate = LoopGate(config, predictor, atlas.places)
+
+    # ------------------------------------------------------------------ when
+
+    @property
+    def busy(self) -> bool:
+        """Whether a keyframe is being made."""
+        return self._chores.busy
+
+    def wanted(self, view: View, result: TrackResult, submap: Submap) -> tuple[list[Event], bool]:
+        """Whether a tracked view should become a keyframe; and what happened because the one before was urgent."""
+        events: list[Event] = []
+        wanted = needs_keyframe(result, submap.baseline, self._config)
+        if self.busy and self._follower is None:
+            self._follower = view
+        if wanted and self.busy:
+            # The newest keyframe is not ready yet: what it brings is needed before another one.
+            if needs_keyframe(result, submap.baseline, self._config, _PATIENCE):
+                events = self.finish()
+            return events, False
+        if submap.baseline is None and not wanted:
+            submap.baseline = result
+        return events, wanted
+
+    def begin(self, view: View, result: TrackResult, submap: Submap) -> None:
+        """Start to make a keyframe of a tracked view."""
+        assert result.camera_from_world is not None
+        neighbours = submap.around(result.landmarks)[: self._config.neighbours]
+        keyframe = new_keyframe(submap.map, view, result.camera_from_world, neighbours)
+        self._follower = None
+        self._chores.begin(self._grow(submap, keyframe, view, result, neighbours))
+
+    def advance(self, stamp_ns: int) -> list[Event]:
+        """Do as much as the time since the frame before pays for."""
+        return self._heard(self._chores.advance(stamp_ns))
+
+    def finish(self) -> list[Event]:
+        """Do all that is left."""
+        return self._heard(self._chores.finish())
+
+    def finish_unheard(self) -> None:
+        """Do all that is left; what happens is told later."""
+        self._unheard += self._chores.finish()
+
+    def drop(self) -> None:
+        """Forget what is left: its map is gone."""
+        self._chores.drop()
+
+    def _heard(self, events: list[Event]) -> list[Event]:
+        unheard, self._unheard = self._unheard, []
+        return unheard + events
+
+    # ------------------------------------------------------------------ how
+
+    def _grow(
+        self, submap: Submap, keyframe: Keyframe, view: View, result: TrackResult, neighbours: Sequence[Keyframe]
+    ) -> Iterator[list[Event]]:
+        """Make a keyframe a part of the map, one piece of the work at a time."""
+        predictor, match = self._predictor, self._predictor.match
+        if isinstance(predictor, Locator) and not self._config.cross_view:
+            match = predictor.match_alone
+        # All matches come first: a new landmark is seen from the widest angle that any of the neighbours offers.
+        partners: list[Keyframe] = []
+        matches: list[Correspondences] = []
+        for neighbour in neighbours:
+            if neighbour.features is not None:
+                with self._timed('keyframe'):
+                    matches += match([(neighbour.features, keyframe.features)])
+                partners.append(neighbour)
+                yield []
+        with self._timed('keyframe'):
+            submap.map.keyframes.append(keyframe)
+            link_matched(submap.map, keyframe, partners, matches, self._config, view)
+        with self._timed('window'):
+            moved, _ = refine_window(submap.map, self._config, neighbours)
+        self.now_keyframe(keyframe, result)
+        submap.baseline = self._first_seen(submap, keyframe)
+        submap.archive.retire(submap.map)
+        yield [keyframe_added(keyframe, submap), keyframes_moved(moved, submap)]
+        if self._config.loops:
+            with self._timed('loops'):
+                evidence = self.gate.consider(keyframe, submap, self._atlas.submaps)
+                events = self._close(evidence, submap) if evidence else []
+            yield events
+        self._enforce()
+
+    def _first_seen(self, submap: Submap, keyframe: Keyframe) -> TrackResult | None:
+        """How much of a new keyframe the view right after it sees; later ones, when it is ready, see less already."""
+        if self._follower is None:
+            return None
+        result = track(self._follower, [keyframe], submap.map, self._predictor, self._config)
+        return None if result.camera_from_world is None else result
+
+    def now_keyframe(self, keyframe: Keyframe, result: TrackResult) -> None:
+        """Log that a view has become a keyframe, which can be recognised from now on."""
+        self._atlas.places.add(keyframe)
+        pose = keyframe.camera_from_world
+        self._log.pose(keyframe.stamp_ns, keyframe, pose, result.inliers, result.matches, True)
+
+    # ------------------------------------------------------------------ loops
+
+    def _close(self, evidence: list[Evidence], submap: Submap) -> list[Event]:
+        """Close a loop, or join the submap with that of the place."""
+        if evidence[-1].old is not submap:
+            return self.join(evidence, submap)
+        scales = close_loop(submap, evidence, self._predictor, self._config)
+        if scales is None:
+            self.gate.refused['against the graph'] += 1
+            return []
+        self.gate.accepted += 1
+        self._judge.moved()
+        self._log.rescale(submap.map.keyframes, scales)
+        return [keyframes_moved(submap.map.keyframes, submap)]
+
+    def join(self, evidence: list[Evidence], submap: Submap) -> list[Event]:
+        """Join a submap with that of the places its keyframes recognised."""
+        joined, moved, growth = join_submaps(self._atlas, evidence, submap, self._predictor, self._config)
+        self.gate.accepted += 1
+        self._judge.restart()
+        self._log.rescale(moved, [growth] * len(moved))
+        events = frames_joined(moved, joined, self._log)
+        return [*events, keyframes_moved(joined.map.keyframes, joined)]

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Poses judged by odometry and by the motion so far."""
+
+import numpy as np
+import pytest
+
+from dark3r_ros.geometry import se3
+from dark3r_ros.mapping.motion import MotionJudge
+
+STEP_NS = 100_000_000
+SPEED = 0.1  # metres a frame
+UNIT = 0.5  # map units a metre
+
+
+def pose(metres):
+    return se3.make(np.eye(3), [0.0, 0.0, metres])
+
+
+def judge_on_its_way(frames=30, odometry=True, stretch=1.02):
+    judge = MotionJudge()
+    if odometry:
+        for number in range(3 * frames):
+            judge.add_odometry(number * STEP_NS, pose(stretch * SPEED * number))
+    for number in range(frames):
+        assert judge.objection(number * STEP_NS, pose(UNIT * SPEED * number), 1.0, lost=False) == ''
+        judge.accept(number * STEP_NS, pose(UNIT * SPEED * number))
+    return judge
+
+
+@pytest.mark.parametrize('lost', [False, True])
+def test_odometry_speaks_against_a_place_that_only_looks_right(lost):
+    judge = judge_on_its_way()
+    now = 40 * STEP_NS  # a metre and a bit later
+    assert judge.objection(now, pose(UNIT * SPEED * 40), 1.0, lost=lost) == ''
+    assert 'odometry' in judge.objection(now, pose(UNIT * (SPEED * 40 - 5.0)), 1.0, lost=lost)
+    assert 'odometry' in judge.objection(now, pose(UNIT * (SPEED * 40 + 3.0)), 1.0, lost=lost)
+
+
+def test_wheels_that_slip_do_not_stop_the_mapping():
+    judge = judge_on_its_way()
+    # The wheels turned 80 % too far for half a second.
+    for number in range(100, 110):
+        judge.add_odometry(number * STEP_NS, pose(1.02 * SPEED * (90 + 1.8 * (number - 90))))
+    assert judge.objection(35 * STEP_NS, pose(UNIT * (SPEED * 29 + 0.3)), 1.0, lost=False) == ''
+
+
+def test_odometry_that_is_wrong_for_long_loses_its_say():
+    judge = judge_on_its_way(60)
+    objections = [
+        judge.objection((70 + number) * STEP_NS, pose(UNIT * SPEED * 59 - 5.0), 1.0, lost=True) for number in range(40)
+    ]
+    assert all(objections[:30]) and '' in objections[30:32]
+
+
+def test_without_odometry_a_jump_is_doubted_while_the_camera_is_followed():
+    judge = judge_on_its_way(odometry=False)
+    now = 30 * STEP_NS
+    assert judge.objection(now, pose(UNIT * SPEED * 31), 1.0, lost=False) == ''
+    assert 'jump' in judge.objection(now, pose(UNIT * SPEED * 60), 1.0, lost=False)
+    assert judge.objection(now, pose(UNIT * SPEED * 60), 1.0, lost=True) == ''  # it may have been carried
+
+
+def test_after_a_gap_the_way_that_was_expected_counts():
+    judge = judge_on_its_way(odometry=False)
+    now = 60 * STEP_NS  # three seconds without a frame: three metres, 1.5 units
+    assert judge.objection(now, pose(UNIT * SPEED * 58), 1.0, lost=False) == ''
+    assert 'without a pose' in judge.objection(now, pose(UNIT * SPEED * 30), 1.0, lost=False)
+
+
+def test_nothing_is_said_of_the_first_pose_nor_after_the_map_moved():
+    judge = MotionJudge()
+    assert judge.objection(0, pose(99.0), 1.0, lost=False) == ''
+    judge = judge_on_its_way()
+    judge.moved()
+    assert judge.objection(30 * STEP_NS, pose(99.0), 1.0, lost=False) == ''
