@@ -64,7 +64,7 @@ class Shown:
         self._pipeline, self._viewer = pipeline, viewer
         self.reconstruction, self.reset, self.status = pipeline.reconstruction, pipeline.reset, pipeline.status
         self.save_state, self.load_state, self.prepare = pipeline.save_state, pipeline.load_state, pipeline.prepare
-        self._waiting: list[Event] = []
+        self._unseen: list[Event] = []
 
     def push(self, frame: Frame) -> Sequence[Event]:
         """Process and show one frame."""
@@ -72,19 +72,19 @@ class Shown:
 
     def pose(self, prepared: Prepared) -> Sequence[Event]:
         """Process and show a prepared frame."""
-        events = [*self._waiting, *self._pipeline.pose(prepared)]
-        self._viewer.show(prepared.frame, events, self._pipeline.status())
-        self._waiting = []
+        events = self._pipeline.pose(prepared)
+        self._viewer.show(prepared.frame, [*self._unseen, *events], self._pipeline.status())
+        self._unseen = []
         return events
 
     def work(self) -> Sequence[Event]:
         """Go on with the newest keyframe; the viewer hears of it with the next frame."""
-        self._waiting = self._pipeline.work()
-        return []
+        self._unseen = self._pipeline.work()
+        return self._unseen
 
     def flush(self) -> Sequence[Event]:
         """Finish the map and show it."""
-        events = [*self._waiting, *self._pipeline.flush()]
-        self._waiting = []
-        self._viewer.show(None, events, self._pipeline.status())
+        events = self._pipeline.flush()
+        self._viewer.show(None, [*self._unseen, *events], self._pipeline.status())
+        self._unseen = []
         return events

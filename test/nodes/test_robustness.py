@@ -153,10 +153,16 @@ def test_stopping_is_quick_without_work(graph, make_node, camera):
 
 
 def test_a_shown_pipeline_is_the_same_pipeline(pipeline):
+    from types import SimpleNamespace
+
     from dark3r_ros.nodes.build import Shown
+    from dark3r_ros.nodes.worker import Staged
     from dark3r_ros.types import Frame
 
     seen = []
+    pipeline.prepare = lambda frame: SimpleNamespace(frame=frame)
+    pipeline.pose = lambda prepared: pipeline.push(prepared.frame)
+    pipeline.work = lambda: ['a keyframe']
 
     class Viewer:
         def show(self, frame, events, status):
@@ -165,8 +171,9 @@ def test_a_shown_pipeline_is_the_same_pipeline(pipeline):
     shown = Shown(pipeline, Viewer())
     frame = Frame(5, pipeline.cloud(0).colors[..., 0].astype('uint16'), 'rggb', (0.0,) * 3, 1.0)
     events = shown.push(frame)
-    assert len(events) == 3 and shown.flush() == []
-    assert seen == [(frame, 3, 1), (None, 0, 1)]
+    assert isinstance(shown, Staged)
+    assert len(events) == 4 and shown.flush() == []
+    assert seen == [(frame, 3, 1), (None, 1, 1)]  # what was done between the frames is shown with the next
     assert shown.status().posed == 1 and shown.reconstruction().frames
 
 

@@ -198,3 +198,77 @@ def test_stop_says_when_a_frame_does_not_end(make, pipeline):
         time.sleep(0.002)
     assert not worker.stop(0.1)
     assert worker.running
+
+
+class InParts:
+    """The fake pipeline with its `push` in parts."""
+
+    def __init__(self, inner):
+        self._inner = inner
+        self.prepared, self.worked = [], []
+        self.status, self.flush, self.reset = inner.status, inner.flush, inner.reset
+        self.reconstruction, self.save_state, self.load_state = inner.reconstruction, inner.save_state, inner.load_state
+
+    def push(self, frame):
+        return [*self.pose(self.prepare(frame)), *self.work()]
+
+    def prepare(self, frame):
+        self.prepared.append(frame.stamp_ns)
+        if frame.stamp_ns == 13:
+            raise RuntimeError('the encoder failed')
+        return frame
+
+    def pose(self, frame):
+        return self._inner.push(frame)
+
+    def work(self):
+        self.worked.append(self._inner.frames[-1].stamp_ns)
+        return []
+
+
+@pytest.fixture
+def make_staged(pipeline):
+    staged, results, workers = InParts(pipeline), [], []
+
+    def build(capacity=3):
+        worker = PipelineWorker(staged, prepare, capacity, results.append, lambda: None)
+        worker.start()
+        workers.append(worker)
+        return worker, staged, results
+
+    yield build
+    if pipeline.gate is not None:
+        pipeline.gate.set()
+    for worker in workers:
+        worker.stop(5.0)
+
+
+def test_the_next_image_is_prepared_while_one_is_mapped_and_all_keep_their_order(make_staged, pipeline):
+    pipeline.gate = threading.Event()
+    worker, staged, results = make_staged(capacity=100)
+    for stamp in range(10, 40):
+        worker.submit(job(stamp))
+    end = time.monotonic() + 20.0
+    while staged.prepared != [10, 11]:  # 10 is being mapped, 11 waits for that
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    time.sleep(0.05)
+    assert staged.prepared == [10, 11]
+    pipeline.gate.set()
+    settle(worker)
+    assert [result.stamp_ns for result in results] == list(range(10, 40))
+    assert [result.stamp_ns for result in results if not result.events] == [13]
+    assert 'the encoder failed' in results[3].problem
+    assert staged.worked[:3] == [10, 11, 12] and worker.dropped == 0
+
+
+def test_what_waits_between_the_threads_is_dropped_and_counted_when_it_stops(make_staged, pipeline):
+    pipeline.delay = 0.2
+    worker, _, _ = make_staged(capacity=10)
+    for stamp in range(20, 28):
+        worker.submit(job(stamp))
+    while not pipeline.frames:
+        time.sleep(0.002)
+    assert worker.stop(20.0)
+    assert len(pipeline.frames) + worker.dropped == 8 and not worker.running
+    assert worker.pending == 0
