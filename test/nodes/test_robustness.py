@@ -160,15 +160,17 @@ def test_a_shown_pipeline_is_the_same_pipeline(pipeline):
     from dark3r_ros.types import Frame
 
     seen = []
-    pipeline.prepare = lambda frame: SimpleNamespace(frame=frame)
-    pipeline.pose = lambda prepared: pipeline.push(prepared.frame)
-    pipeline.work = lambda: ['a keyframe']
+    names = ('reconstruction', 'reset', 'status', 'flush', 'save_state', 'load_state')
+    parts = SimpleNamespace(**{name: getattr(pipeline, name) for name in names})
+    parts.prepare = lambda frame: SimpleNamespace(frame=frame)
+    parts.pose = lambda prepared: pipeline.push(prepared.frame)
+    parts.work = lambda: ['a keyframe']
 
     class Viewer:
         def show(self, frame, events, status):
             seen.append((frame, len(events), status.posed))
 
-    shown = Shown(pipeline, Viewer())
+    shown = Shown(parts, Viewer())
     frame = Frame(5, pipeline.cloud(0).colors[..., 0].astype('uint16'), 'rggb', (0.0,) * 3, 1.0)
     events = shown.push(frame)
     assert isinstance(shown, Staged)
