@@ -38,8 +38,8 @@ class RematchOptions:
     """How anchors are looked for; radius and tolerance in pixels of the planes.
 
     What is found with less than `min_chance` follows the prediction rather than the picture: in simulated scenes at
-    -4 dB it moves by 0.4 to 0.6 of an error of the prediction at a chance of 0.5 to 0.7, by 0.25 at 0.75, by 0.1 at
-    0.85 and by nothing above 0.9.
+    -4 dB it moves by 0.2 to 0.5 of an error of the prediction at a chance of 0.5 to 0.7, by 0.2 to 0.3 at 0.75, by at
+    most 0.15 at 0.85 and by nothing above 0.9.
     """
 
     neighbours: int = 12

@@ -22,15 +22,15 @@ from dark3r_ros.sfm.views import View
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-# Error of a star's centre over that of its observations: about three tenths of the variance of these is common to all.
+# Error of a star's centre over that of its observations: a fifth to three tenths of their variance is common to all.
 _COMMON = 0.65
 
 
 def expected_error(confidence: Array) -> Array:
     """Error in pixels, along each axis, that right matches of `mini` of a confidence (N,) have.
 
-    A straight line through what matches show in simulated rooms, corridors and tunnels at -4 dB: 1.5 px at 0.15,
-    1.2 at 0.3, 0.9 at 0.5, 0.6 at 0.7 and above.
+    A straight line through what matches show in a simulated room, corridor and tunnel at -4 dB: 1.5 to 1.7 px at 0.15,
+    1.2 at 0.3, 0.9 at 0.5, 0.6 to 0.7 at 0.7; beyond that little is known, and it is not believed to be less.
     """
     return np.asarray(np.maximum(1.75 - 1.55 * confidence, 0.6))
 
