@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from star_world import CAMERA, STEP_NS, camera_path, frames
+from star_world import CAMERA, STEP_NS, StarPredictor, camera_path, frames
 
 from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.geometry import se3
+from dark3r_ros.sfm.config import SfmConfig
+from dark3r_ros.sfm.pipeline import SfmRun
+from dark3r_ros.sfm.scale import scaled
 from dark3r_ros.sfm.stereo import RigSource, scale_from_baseline, static_baseline
 from dark3r_ros.storage.bag_writer import BagWriter
 from dark3r_ros.storage.result import empty_cloud, no_observations
@@ -81,3 +84,27 @@ def test_the_baseline_of_a_bag(tmp_path):
             static_baseline(path, 'left', other)
     with pytest.raises(DataError, match='no bag'):
         static_baseline(tmp_path, 'left', 'right')
+
+
+class RigPredictor(StarPredictor):
+    """Knows frames that come 1 ms after a full step as those of the second camera."""
+
+    def encode(self, planes):
+        return planes.stamp_ns // STEP_NS - 1 + (len(self.poses) // 2 if planes.stamp_ns % STEP_NS else 0)
+
+
+def test_a_rig_is_reconstructed_in_metres():
+    count = 5
+    left = camera_path(count)
+    right = left @ se3.make(se3.exp_so3([0.0, 0.02, 0.0]), [BASELINE, 0.0, 0.0])
+    predictor = RigPredictor(np.concatenate([left, right]), noise=0.2)
+    second = Listed(replace(frame, stamp_ns=frame.stamp_ns + 1_000_000) for frame in frames(count))
+    config = SfmConfig(binning=2, mapper='own', dense=False)
+    reconstruction = SfmRun(config, predictor)(RigSource(Listed(frames(count)), second))
+    found = scale_from_baseline(reconstruction, BASELINE)
+    assert found.pairs == count
+    assert found.deviation < 0.1
+    metric = scaled(reconstruction, found.scale)
+    centres = {frame.name: frame.world_from_camera[:3, 3] for frame in metric.frames}
+    length = np.linalg.norm(centres['000.png'] - centres[f'{count - 1:03d}.png'])
+    assert length == pytest.approx(np.linalg.norm(left[0, :3, 3] - left[-1, :3, 3]), rel=0.04)
