@@ -14,7 +14,7 @@ from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.similarity import Similarity, between_poses
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
-from dark3r_ros.mapping.tracking import find_links
+from dark3r_ros.mapping.tracking import find_links, track
 from dark3r_ros.model.predictor import Locator, Predictor
 from dark3r_ros.sfm.resection import resect
 from dark3r_ros.types import Correspondences
@@ -67,6 +67,9 @@ def verify(
     query: Keyframe, new: Submap, place: Keyframe, old: Submap, predictor: Predictor, config: MappingConfig
 ) -> Evidence | None:
     """Pose of a keyframe by a place and those around it, and the scale between both maps; None without support."""
+    # Most places that look alike are not the same, as the cheapest comparison says.
+    if isinstance(predictor, Locator) and track(query, [place], old.map, predictor, config).camera_from_world is None:
+        return None
     seen = place.table.landmark
     around = [keyframe for keyframe in old.around(seen[seen >= 0], exclude=place) if keyframe is not query]
     references, matches = _matched(query, [place, *around[:2]], predictor, config)
@@ -98,11 +101,6 @@ def _matched(
         if partner.features is None or query.features is None:
             continue
         # Most places that look alike are not the same: the cheapest comparison says so.
-        pair = (partner.features, query.features)
-        if not references and isinstance(predictor, Locator):
-            fewer = predictor.match_alone([pair])[0]
-            if len(fewer) < config.min_matches:
-                return [], []
         found = predictor.match([(partner.features, query.features)])[0]
         if not references and len(found) < config.min_matches:
             return [], []

@@ -24,7 +24,7 @@ from dark3r_ros.mapping.window import refine_window
 from dark3r_ros.model.predictor import Locator, Predictor
 from dark3r_ros.types import Correspondences
 
-_PATIENCE = 1.5  # how much farther the view may move before the work for the newest keyframe is done at once
+_PATIENCE = 2.0  # how much farther the view may move before the work for the newest keyframe is done at once
 
 
 class Growth:

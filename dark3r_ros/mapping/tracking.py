@@ -104,7 +104,7 @@ def find_links(references: Sequence[Keyframe], matches: Sequence[Correspondences
     return Links(pixels[kept], landmark[kept], reference_pixels[kept], reference[kept])
 
 
-def locate_landmarks(keyframe: Keyframe, view: View, predictor: Predictor) -> Correspondences:
+def locate_landmarks(keyframe: Keyframe, view: View | Keyframe, predictor: Predictor) -> Correspondences:
     """Matches (keyframe, view) of those points of the keyframe that observe a landmark.
 
     A predictor that can look for given places (`locate`) is asked for no more than that; another one matches whole
@@ -118,7 +118,7 @@ def locate_landmarks(keyframe: Keyframe, view: View, predictor: Predictor) -> Co
 
 
 def track(
-    view: View,
+    view: View | Keyframe,
     references: Sequence[Keyframe],
     sparse_map: SparseMap,
     predictor: Predictor,
@@ -174,7 +174,7 @@ def track(
     )
 
 
-def _has_rival(found: Resection, points: Array, observed: Array, view: View, config: MappingConfig) -> bool:
+def _has_rival(found: Resection, points: Array, observed: Array, view: View | Keyframe, config: MappingConfig) -> bool:
     """Whether what disagrees with a pose agrees with another one, elsewhere."""
     least = max(config.min_inliers, int(_RIVAL_SHARE * found.inliers.sum()))
     others = ~found.inliers

@@ -43,7 +43,7 @@ ODOM = Topic(
     'odom',
     'nav_msgs/msg/Odometry',
     'sensor',
-    'Optional odometry: gives the metric scale, and fills in odom -> base between transforms. NaN is refused.',
+    'Optional odometry: gives the metric scale, tells jumps, fills in odom -> base between transforms. NaN is refused.',
 )
 TF_IN = Topic('/tf', 'tf2_msgs/msg/TFMessage', 'reliable', 'odom -> base, where somebody owns it.')
 TF_STATIC_IN = Topic('/tf_static', 'tf2_msgs/msg/TFMessage', 'latched', 'base -> camera (optical axes).')

@@ -44,6 +44,10 @@ metres. Once it is known, and again when it turns out to be wrong by more than `
 and transform change to it together; clouds of single keyframes that were sent before stay in the old unit.
 `scale_deviation` comes from the scatter of the odometry against vision: a wrong wheel diameter does not show in it.
 
+Jumps: a pose that the odometry speaks against is not published but counts as lost, since places of a tunnel look alike;
+after 30 such poses in a row the odometry is taken to be wrong. Without odometry a jump is doubted while the camera is
+followed, and a lost camera is not placed where another place looks as right.
+
 Drop policy: at most `queue_length` images wait. When one more arrives, that one is dropped whose neighbours are
 nearest to each other, by odometry where there is one, else in time: images of a standing camera go first, those that
 a new keyframe needs last. They are counted in `frames_dropped`; gaps between stamps are counted in `frames_missing`,
