@@ -146,7 +146,7 @@ def test_places_are_located_as_matching_finds_them(rooms, predictor):
     fixed = np.flatnonzero(matched.anchor_a >= 0)
     found = predictor.locate(a, matched.points_a[fixed], b)
     # The way is the same but for the reliability of a keypoint, which a known place is not asked for.
-    assert len(found.rows) > 0.95 * len(fixed) > 50
+    assert len(found.rows) > 0.9 * len(fixed) > 50
     np.testing.assert_allclose(found.pixels, matched.points_b[fixed][found.rows], atol=1e-3)
     # Places between the keypoints are found to within noise; those of an empty request nowhere.
     between = np.flatnonzero(matched.anchor_a < 0)
