@@ -127,7 +127,7 @@ def _stages(result: Path) -> dict[str, float]:
 
 def _shortened(scene: Scene) -> Scene:
     """Simulated scenes with a few views only."""
-    return SimulatedScene(replace(scene.config, seconds=8.0)) if isinstance(scene, SimulatedScene) else scene
+    return SimulatedScene(replace(scene.config, seconds=6.0)) if isinstance(scene, SimulatedScene) else scene
 
 
 # ------------------------------------------------------------------ matches
