@@ -3,7 +3,8 @@
 
 In the dark one descriptor is too noisy to tell its place from the next. The noise of descriptors some pixels apart is
 different, while neighbours move alike, so that a patch of them, shifted as a whole, is far more exact: at -8 dB it
-finds more than twice as many places to a pixel.
+finds more than twice as many places to a pixel. The middle weighs most: what lies around it may be nearer or farther,
+moves otherwise, and draws all places near it to one side.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 PATCH, PATCH_STEP = 3, 2  # a patch is 2 * PATCH + 1 descriptors wide, PATCH_STEP fine pixels apart
+# Standard deviation of the weights in a patch, in descriptors. Weights that are all alike match as many places to a
+# pixel, but poses from them were worse (fern at -4 dB 0.79 % against 0.62 %).
+PATCH_SPREAD = 1.2
 _SAMPLES = 2 * PATCH + 1
 _REACH = PATCH * PATCH_STEP
 _CHUNK, _CHUNK_CUDA = 32, 4096  # places compared at once: on a CPU, their surroundings fit into the cache of a core
@@ -52,7 +56,7 @@ def patch_similarity(a: FineMaps, home: Tensor, b: FineMaps, centre: Tensor, ima
     home: (M, 2) int64 fine pixels of a. centre: (M, 2) int64, middles of the windows in b.
     radius: half side of a window in fine pixels.
 
-    Returns (M, (2 radius + 1)^2), row by row: the mean over the patch of the products of descriptors.
+    Returns (M, (2 radius + 1)^2), row by row: the weighted mean over the patch of the products of descriptors.
 
     """
     if torch.is_grad_enabled():
@@ -64,11 +68,18 @@ def patch_similarity(a: FineMaps, home: Tensor, b: FineMaps, centre: Tensor, ima
 
 
 def _compare(a: FineMaps, home: Tensor, b: FineMaps, centre: Tensor, image: Tensor, radius: int) -> Tensor:
-    patch = a.around(image, home, *square(PATCH, home.device, PATCH_STEP))
+    patch = a.around(image, home, *square(PATCH, home.device, PATCH_STEP)) * _weights(a.table)[:, None]
     scene = b.around(image, centre, *square(radius + _REACH, home.device))
     products = torch.bmm(patch, scene.transpose(1, 2))
     total: Tensor = _ShiftedSum.apply(products, radius)  # type: ignore[no-untyped-call]
-    return total / _SAMPLES**2
+    return total
+
+
+def _weights(like: Tensor) -> Tensor:
+    """Weight of each descriptor of a patch ((2 PATCH + 1)^2,); they sum to one."""
+    x, y = square(PATCH, like.device)
+    weights = torch.exp(-(x.square() + y.square()).to(like.dtype) / (2 * PATCH_SPREAD**2))
+    return weights / weights.sum()
 
 
 def square(half: int, device: torch.device, step: int = 1) -> tuple[Tensor, Tensor]:

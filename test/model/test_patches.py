@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dark3r_ros.model import patches
-from dark3r_ros.model.patches import PATCH, PATCH_STEP, FineMaps, patch_similarity
+from dark3r_ros.model.patches import PATCH, PATCH_SPREAD, PATCH_STEP, FineMaps, patch_similarity
 
 HEIGHT, WIDTH, LENGTH, RADIUS = 20, 24, 6, 2
 HOME = torch.tensor([[3, 4], [12, 10], [23, 19]])
@@ -22,16 +22,18 @@ def plain(a: np.ndarray, b: np.ndarray, home: np.ndarray, centre: np.ndarray) ->
     def at(values: np.ndarray, x: int, y: int) -> np.ndarray:
         return values[min(max(y, 0), HEIGHT - 1), min(max(x, 0), WIDTH - 1)]
 
-    offsets = range(-PATCH * PATCH_STEP, PATCH * PATCH_STEP + 1, PATCH_STEP)
+    samples = range(-PATCH, PATCH + 1)
+    weights = {(x, y): np.exp(-(x * x + y * y) / (2 * PATCH_SPREAD**2)) for x in samples for y in samples}
     found = []
     for ky in range(-RADIUS, RADIUS + 1):
         for kx in range(-RADIUS, RADIUS + 1):
             products = [
-                at(a, home[0] + dx, home[1] + dy) @ at(b, centre[0] + kx + dx, centre[1] + ky + dy)
-                for dy in offsets
-                for dx in offsets
+                weight
+                * at(a, home[0] + PATCH_STEP * x, home[1] + PATCH_STEP * y)
+                @ at(b, centre[0] + kx + PATCH_STEP * x, centre[1] + ky + PATCH_STEP * y)
+                for (x, y), weight in weights.items()
             ]
-            found.append(np.mean(products))
+            found.append(np.sum(products) / sum(weights.values()))
     return np.array(found)
 
 
