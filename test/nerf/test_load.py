@@ -185,7 +185,7 @@ def test_held_out_views_leave_enough_to_train_on():
 
 def test_noise_taken_off_gives_the_true_psnr(room, tiny):
     views = collect_views(room.posed, room.frames, tiny, noise=room.noise)
-    trainer = Trainer(views, dataclasses.replace(tiny, steps=100))
+    trainer = Trainer(views, dataclasses.replace(tiny, steps=250))
     trainer.run()
     model = RadianceModel(trainer.config, trainer.box, len(views))
     model.load_state_dict(trainer.averaged_state())
