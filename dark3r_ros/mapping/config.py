@@ -56,7 +56,7 @@ class MappingConfig(Config):
         maximum=100000,
     )
     step_seconds: float = setting(
-        0.05,
+        0.03,
         'Time between frames in which one piece of the work for a new keyframe is done, so that the camera is followed '
         'meanwhile; 0 does all of it at once.',
         unit='s',
@@ -67,7 +67,7 @@ class MappingConfig(Config):
         False,
         'Match new keyframes with the layers of `mini` that see both frames together: twice the time, hardly better.',
     )
-    neighbours: int = setting(4, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
+    neighbours: int = setting(5, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
     lost_after: int = setting(5, 'Frames in a row without a pose after which the state is lost.', minimum=1)
     young_frames: int = setting(
         10, 'A map that gets lost before so many frames were posed is given up and started again.', minimum=0

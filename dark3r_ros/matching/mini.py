@@ -84,8 +84,6 @@ class MiniFeatures:
 _FARTHEST = 0.7  # of a summit from the largest value, in fine pixels
 _REMEMBERED = 400  # pairs whose second order has not been asked for
 
-_ALONE_FACTOR = 14.1  # of similarities of single fine descriptors before the softmax, as they were trained
-
 # Coarse descriptors (C, rows, columns), and logits (1, rows, columns) of the chance that the other frame sees a cell.
 _Maps = tuple[Tensor, Tensor | None]
 
@@ -181,28 +179,16 @@ class MiniPredictor:
             return [self._match_one(a, b) for a, b in pairs]
 
     def match_alone(self, pairs: Sequence[tuple[MiniFeatures, MiniFeatures]]) -> list[Correspondences]:
-        """As `match`, in a fraction of the time, by what is known of each frame and each place alone.
-
-        That is without the cross-view layers, and by single fine descriptors in place of patches of them: less exact
-        a match, but for a camera that moves little between frames exact enough.
-        """
+        """As `match`, in less time, by each frame's own coarse descriptors: without the cross-view layers."""
         with torch.inference_mode():
-            return [
-                self._match_maps(a, b, (a.coarse.float(), None), (b.coarse.float(), None), patches=False)
-                for a, b in pairs
-            ]
+            return [self._match_maps(a, b, (a.coarse.float(), None), (b.coarse.float(), None)) for a, b in pairs]
 
     def _match_one(self, a: MiniFeatures, b: MiniFeatures) -> Correspondences:
         return self._match_maps(a, b, *self._described(a, b))
 
-    def _match_maps(
-        self, a: MiniFeatures, b: MiniFeatures, maps_a: _Maps, maps_b: _Maps, *, patches: bool = True
-    ) -> Correspondences:
+    def _match_maps(self, a: MiniFeatures, b: MiniFeatures, maps_a: _Maps, maps_b: _Maps) -> Correspondences:
         side_a, side_b = _side(*maps_a, a), _side(*maps_b, b)
-        forward, backward = (
-            self._search(a, b, side_a, side_b, patches),
-            self._search(b, a, side_b, side_a, patches),
-        )
+        forward, backward = self._search(a, b, side_a, side_b), self._search(b, a, side_b, side_a)
         points_a = torch.cat([_pixels(_xy(forward.keypoint, a)), _pixels(backward.position)])
         points_b = torch.cat([_pixels(forward.position), _pixels(_xy(backward.keypoint, b))])
         confidence = torch.cat([forward.confidence, backward.confidence])
@@ -245,7 +231,7 @@ class MiniPredictor:
             place = (places[chosen] - (FINE - 1) / 2) / FINE
             limit = torch.tensor([reference.shape[1] - 1, reference.shape[0] - 1], device=self.device)
             home = place.round().clamp(min=torch.zeros_like(limit), max=limit)
-            found = self._there_and_back(reference, view, home, _middle(cell[chosen], columns), expected, patches=False)
+            found = self._there_and_back(reference, view, home, _middle(cell[chosen], columns), expected)
             kept, position, confidence = found
             found_pixels = _pixels(position + (place - home)[kept])
             inside = _inside(found_pixels, view)
@@ -282,7 +268,7 @@ class MiniPredictor:
         found_a, found_b = self.network.relate(*contexts)
         return (found_a.coarse[0], found_a.seen), (found_b.coarse[0], found_b.seen)
 
-    def _search(self, a: MiniFeatures, b: MiniFeatures, side_a: _Side, side_b: _Side, patches: bool) -> _Found:
+    def _search(self, a: MiniFeatures, b: MiniFeatures, side_a: _Side, side_b: _Side) -> _Found:
         """Find the keypoints of a in b, and keep those that lead back to themselves."""
         if not len(a.keypoints) or not len(side_b.cells):
             nothing = torch.zeros(0, device=self.device)
@@ -298,35 +284,29 @@ class MiniPredictor:
         keypoint, cell = a.keypoints[chosen], cell[chosen]
         likely = _around(functional.softmax(self.coarse_factor * similarity[chosen], dim=1), cell, columns)
         expected = trusted[chosen] * likely
-        kept, position, confidence = self._there_and_back(
-            a, b, _xy(keypoint, a), _middle(cell, columns), expected, patches
-        )
+        kept, position, confidence = self._there_and_back(a, b, _xy(keypoint, a), _middle(cell, columns), expected)
         return _Found(chosen[kept], keypoint[kept], position, confidence)
 
     def _there_and_back(
-        self, a: MiniFeatures, b: MiniFeatures, home: Tensor, start: Tensor, expected: Tensor, patches: bool
+        self, a: MiniFeatures, b: MiniFeatures, home: Tensor, start: Tensor, expected: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Look for whole fine pixels (M, 2) of a around starts (M, 2) in b, and from there for the way back.
 
         `expected` (M,) is the chance that the start is right. Returns which ones came back (K,), their places in b
         (K, 2), in fine pixels, and how sure these are (K,).
         """
-        position, peak = self._refine(a, home, b, start, patches)
+        position, peak = self._refine(a, home, b, start)
         confidence = expected * peak
         sure = (confidence >= self.config.min_confidence).nonzero()[:, 0]
         home, position = home[sure], position[sure]
         back = position.round()
-        returned, _ = self._refine(b, back, a, home, patches)
+        returned, _ = self._refine(b, back, a, home)
         # The way back starts at the nearest fine pixel: what was rounded off is given back.
         error = ((returned - home + (position - back)) * FINE).norm(dim=1)
         kept = error <= self.config.return_tolerance
         return sure[kept], position[kept], confidence[sure][kept]
 
-    def _refine(
-        self, a: MiniFeatures, home: Tensor, b: MiniFeatures, start: Tensor, patches: bool
-    ) -> tuple[Tensor, Tensor]:
-        if not patches:
-            return best_alone(a, home.long(), b, start.round().long(), self.config.radius)
+    def _refine(self, a: MiniFeatures, home: Tensor, b: MiniFeatures, start: Tensor) -> tuple[Tensor, Tensor]:
         return best_in_window(a, home.long(), b, start.round().long(), self.config.radius, self.fine_factor)
 
 
@@ -354,23 +334,6 @@ def best_in_window(
     best = _argmax(chance, 1)
     peak = summit(similarity.unflatten(1, (2 * radius + 1, -1)), best)
     return centre - radius + peak, (near_best[best] * chance).sum(1)
-
-
-def best_alone(a: MiniFeatures, home: Tensor, b: MiniFeatures, centre: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """As `best_in_window`, by single descriptors: a tenth of the time, and half as exact in the dark.
-
-    The place is the expectation over the 3x3 around the best.
-    """
-    across, down, near_best = _window(radius, centre.device)
-    x, y = centre[:, :1] + across, centre[:, 1:] + down
-    inside = (x >= 0) & (x < b.shape[1]) & (y >= 0) & (y < b.shape[0])
-    query = a.fine[home[:, 1] * a.shape[1] + home[:, 0]].float()
-    scene = _fine_maps(b).around(torch.zeros_like(home[:, 0]), centre, across, down)
-    similarity = _ALONE_FACTOR * torch.einsum('mf,mkf->mk', query, scene)
-    chance = functional.softmax(similarity.masked_fill(~inside, -1e4), dim=1)
-    near = near_best[_argmax(chance, 1)] * chance
-    mass = near.sum(1)
-    return torch.stack([(near * x).sum(1), (near * y).sum(1)], dim=1) / mass[:, None], mass
 
 
 def summit(values: Tensor, best: Tensor) -> Tensor:
