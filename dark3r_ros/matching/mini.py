@@ -211,7 +211,7 @@ class MiniPredictor:
 
         `pixels` (N, 2) of the reference may lie between its keypoints. As in `match`, a place counts where coarse and
         fine descriptors lead back to it. Each frame's own coarse descriptors are compared, without the cross-view
-        layers: that takes a tenth of the time of a pair, and a camera that is followed hardly needs them.
+        layers: a camera that is followed hardly needs them.
         """
         with torch.inference_mode():
             coarse, cells = reference.coarse.float(), view.coarse.float()
