@@ -56,7 +56,7 @@ class MappingConfig(Config):
         maximum=100000,
     )
     step_seconds: float = setting(
-        0.03,
+        0.0,
         'Time between frames in which one piece of the work for a new keyframe is done, so that the camera is followed '
         'meanwhile; 0 does all of it at once.',
         unit='s',
@@ -64,8 +64,8 @@ class MappingConfig(Config):
         maximum=10.0,
     )
     cross_view: bool = setting(
-        False,
-        'Match new keyframes with the layers of `mini` that see both frames together: twice the time, hardly better.',
+        True,
+        'Match new keyframes with the layers of `mini` that see both frames together: more time, and more exact in the dark.',
     )
     neighbours: int = setting(5, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
     lost_after: int = setting(5, 'Frames in a row without a pose after which the state is lost.', minimum=1)
