@@ -65,7 +65,7 @@ class MappingConfig(Config):
     )
     cross_view: bool = setting(
         True,
-        'Match new keyframes with the layers of `mini` that see both frames together: more time, and more exact in the dark.',
+        'Match new keyframes with the layers of `mini` that see both frames: more time, more exact in the dark.',
     )
     neighbours: int = setting(5, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
     lost_after: int = setting(5, 'Frames in a row without a pose after which the state is lost.', minimum=1)
