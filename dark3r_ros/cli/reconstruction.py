@@ -37,30 +37,27 @@ def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_input(args: argparse.Namespace) -> FrameSource:
     """Frames of the input that `add_input_arguments` and `add_decode_arguments` describe."""
-    return open_source(
-        args.input,
-        image_topic=args.image_topic,
-        info_topic=args.info_topic,
-        decode=decode_options(args),
-        start=args.start,
-        duration=args.duration,
-        stride=args.stride,
-        camera=read_cameras_json(args.camera).camera if args.camera else None,
-    )
+    return _open(args, args.input, args.image_topic, args.info_topic, args.camera)
 
 
 def open_second(args: argparse.Namespace) -> FrameSource:
     """Frames of the second camera of a rig: another topic of the same bag, or another input."""
-    camera = read_cameras_json(args.second_calibration).camera if args.second_calibration else None
-    of_bag = is_bag(Path(args.input)) and not Path(args.second_camera).exists()
+    if is_bag(Path(args.input)) and not Path(args.second_camera).exists():
+        return _open(args, args.input, args.second_camera, '', args.second_calibration)
+    return _open(args, args.second_camera, '', '', args.second_calibration)
+
+
+def _open(args: argparse.Namespace, path: str, image_topic: str, info_topic: str, calibration: str) -> FrameSource:
+    """Frames of a camera, decoded and cut as the arguments say for all of them."""
     return open_source(
-        args.input if of_bag else args.second_camera,
-        image_topic=args.second_camera if of_bag else '',
+        path,
+        image_topic=image_topic,
+        info_topic=info_topic,
         decode=decode_options(args),
         start=args.start,
         duration=args.duration,
         stride=args.stride,
-        camera=camera,
+        camera=read_cameras_json(calibration).camera if calibration else None,
     )
 
 

@@ -100,7 +100,6 @@ def _matched(
     for partner in partners:
         if partner.features is None or query.features is None:
             continue
-        # Most places that look alike are not the same: the cheapest comparison says so.
         found = predictor.match([(partner.features, query.features)])[0]
         if not references and len(found) < config.min_matches:
             return [], []

@@ -35,6 +35,7 @@ from dark3r_ros.model.mini import (
 )
 from dark3r_ros.model.normalise import normalise
 from dark3r_ros.model.patches import FineMaps, patch_similarity, square
+from dark3r_ros.model.predictor import Located
 from dark3r_ros.types import Correspondences, Planes
 
 
@@ -112,21 +113,6 @@ class _Found:
     keypoint: Tensor
     position: Tensor
     confidence: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Located:
-    """Places of one frame that were found in another.
-
-    Attributes
-    ----------
-    rows: (M,) int64, which of the places asked for. pixels: (M, 2) float64 in the other frame. confidence: (M,).
-
-    """
-
-    rows: NDArray[np.int64]
-    pixels: NDArray[np.float64]
-    confidence: NDArray[np.float64]
 
 
 def is_mini(path: Path) -> bool:

@@ -59,27 +59,44 @@ def patch_similarity(a: FineMaps, home: Tensor, b: FineMaps, centre: Tensor, ima
     Returns (M, (2 radius + 1)^2), row by row: the weighted mean over the patch of the products of descriptors.
 
     """
+    sides = _Sides.of(a.table, radius)
     if torch.is_grad_enabled():
-        return _compare(a, home, b, centre, image, radius)
+        return _compare(a, home, b, centre, image, sides)
     size = _CHUNK if home.device.type == 'cpu' else _CHUNK_CUDA
     parts = [slice(start, start + size) for start in range(0, len(home), size)]
-    found = [_compare(a, home[part], b, centre[part], image[part], radius) for part in parts]
+    found = [_compare(a, home[part], b, centre[part], image[part], sides) for part in parts]
     return torch.cat(found) if found else home.new_zeros((0, (2 * radius + 1) ** 2), dtype=a.table.dtype)
 
 
-def _compare(a: FineMaps, home: Tensor, b: FineMaps, centre: Tensor, image: Tensor, radius: int) -> Tensor:
-    patch = a.around(image, home, *square(PATCH, home.device, PATCH_STEP)) * _weights(a.table)[:, None]
-    scene = b.around(image, centre, *square(radius + _REACH, home.device))
-    products = torch.bmm(patch, scene.transpose(1, 2))
-    total: Tensor = _ShiftedSum.apply(products, radius)  # type: ignore[no-untyped-call]
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    """What is the same for all places.
+
+    Attributes
+    ----------
+    patch: offsets x and y of its descriptors. weights: (S^2, 1) of these; they sum to one.
+    scene: offsets x and y of all descriptors that a shifted patch may meet. radius: of the window.
+
+    """
+
+    patch: tuple[Tensor, Tensor]
+    weights: Tensor
+    scene: tuple[Tensor, Tensor]
+    radius: int
+
+    @classmethod
+    def of(cls, like: Tensor, radius: int) -> _Sides:
+        x, y = square(PATCH, like.device)
+        weights = torch.exp(-(x.square() + y.square()).to(like.dtype) / (2 * PATCH_SPREAD**2))
+        scene = square(radius + _REACH, like.device)
+        return cls(square(PATCH, like.device, PATCH_STEP), (weights / weights.sum())[:, None], scene, radius)
+
+
+def _compare(a: FineMaps, home: Tensor, b: FineMaps, centre: Tensor, image: Tensor, sides: _Sides) -> Tensor:
+    patch = a.around(image, home, *sides.patch) * sides.weights
+    scene = b.around(image, centre, *sides.scene)
+    total: Tensor = _ShiftedSum.apply(torch.bmm(patch, scene.transpose(1, 2)), sides.radius)  # type: ignore[no-untyped-call]
     return total
-
-
-def _weights(like: Tensor) -> Tensor:
-    """Weight of each descriptor of a patch ((2 PATCH + 1)^2,); they sum to one."""
-    x, y = square(PATCH, like.device)
-    weights = torch.exp(-(x.square() + y.square()).to(like.dtype) / (2 * PATCH_SPREAD**2))
-    return weights / weights.sum()
 
 
 def square(half: int, device: torch.device, step: int = 1) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ A frame is encoded once, however many pairs it joins; pairs are matched in batch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -46,23 +47,19 @@ class Predictor(Protocol):
         ...
 
 
-class Located(Protocol):
-    """Places of one frame that were found in another."""
+@dataclass(frozen=True, eq=False)
+class Located:
+    """Places of one frame that were found in another.
 
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """Which of the places asked for (M,)."""
-        ...
+    Attributes
+    ----------
+    rows: (M,) int64, which of the places asked for. pixels: (M, 2) float64 in the other frame. confidence: (M,).
 
-    @property
-    def pixels(self) -> NDArray[np.float64]:
-        """Where they lie in the other frame (M, 2)."""
-        ...
+    """
 
-    @property
-    def confidence(self) -> NDArray[np.float64]:
-        """How sure that is (M,)."""
-        ...
+    rows: NDArray[np.int64]
+    pixels: NDArray[np.float64]
+    confidence: NDArray[np.float64]
 
 
 @runtime_checkable
