@@ -71,6 +71,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--input', default='', help='bag or folder with the dark raws (default: the one it came from)')
     parser.add_argument('--noise', default='', metavar='NAME|FILE', help='noise preset or YAML of calibrate-noise')
     parser.add_argument('--device', default='auto', help='cpu, cuda or auto (default)')
+    parser.add_argument('--lpips', action='store_true', help='with --truth: LPIPS too, by the package lpips')
     parser.add_argument('--json', action='store_true', help='print the figures as JSON')
 
 
@@ -89,6 +90,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--profile', choices=tuple(PROFILES), default='preview', help='default: preview')
     parser.add_argument('--variants', default='', metavar='A,B', help='only these variants (default: all)')
     parser.add_argument('--steps', type=int, default=None, help='training steps (default: those of the profile)')
+    parser.add_argument('--lpips', action='store_true', help='LPIPS too, by the package lpips where it is installed')
     add_config_arguments(parser, ComparisonConfig, 'scene', 'scene')
 
 
@@ -243,6 +245,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from dark3r_ros.nerf.evaluate import against_noise, against_truth, clean_values
     from dark3r_ros.nerf.fieldfile import read_field
     from dark3r_ros.nerf.load import load_views
+    from dark3r_ros.nerf.perceptual import load_lpips
     from dark3r_ros.nerf.report import write_report
     from dark3r_ros.nerf.resume import read_history
     from dark3r_ros.nerf.session import FACTS_FILE, choose_device, read_facts
@@ -263,7 +266,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.truth:
         clean = clean_values(open_source(args.truth, camera=None), info, held)
         noisy = {index: views.values[index] for index in clean}
-        figures = against_truth(model, info, clean, noisy)
+        lpips, absent = load_lpips() if args.lpips else (None, '')
+        figures = against_truth(model, info, clean, noisy, lpips)
+        if absent:
+            figures['lpips'] = absent
         facts['evaluation'] = figures
     else:
         figures = facts['held_out'] = against_noise(model, info, views)
@@ -317,6 +323,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from dark3r_ros.config import to_mapping
+    from dark3r_ros.nerf.perceptual import load_lpips
     from dark3r_ros.storage.files import check_writable, write_text
     from dark3r_ros.storage.result import jsonable
 
@@ -329,17 +336,22 @@ def _compare(args: argparse.Namespace) -> int:
         raise ConfigError(f'unknown variant {unknown[0]!r} with --poses {scene.poses}; known: {", ".join(known)}')
     check_writable(args.output / 'comparison.json')
     results: dict[str, Any] = {}
+    lpips, absent = load_lpips() if args.lpips else (None, '')
+    if absent:
+        print(f'{"LPIPS":32} {absent}')
 
     def told(name: str, row: dict[str, Any]) -> None:
         print(
             f'{name:32} {row["psnr_linear_db"]:6.2f} dB  fitted {row["psnr_linear_fitted_db"]:6.2f} dB  '
-            f'tone {row["psnr_tone_db"]:6.2f} dB  SSIM {row["ssim_tone"]:.3f}',
+            f'tone {row["psnr_tone_db"]:6.2f} dB  SSIM {row["ssim_tone"]:.3f}'
+            + (f'  LPIPS {row["lpips_tone"]:.3f}' if 'lpips_tone' in row else ''),
             flush=True,
         )
         # Written after each variant: a stop loses the one under way only.
         results[name] = row
-        facts = {'scene': to_mapping(scene), 'config': to_mapping(config), 'results': results}
+        facts: dict[str, Any] = {'scene': to_mapping(scene), 'config': to_mapping(config), 'results': results}
+        facts |= {'lpips': absent} if absent else {}
         write_text(args.output / 'comparison.json', json.dumps(jsonable(facts), indent=1) + '\n')
 
-    compare(scene, config, variants=names or known, folder=args.output, told=told)
+    compare(scene, config, variants=names or known, folder=args.output, lpips=lpips, told=told)
     return 0

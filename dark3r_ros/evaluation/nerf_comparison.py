@@ -25,6 +25,7 @@ from dark3r_ros.nerf.evaluate import Scores, score
 from dark3r_ros.nerf.load import PosedFrames, collect_views
 from dark3r_ros.nerf.model import RadianceModel
 from dark3r_ros.nerf.output import write_png
+from dark3r_ros.nerf.perceptual import Distance
 from dark3r_ros.nerf.render import Picture, depth_picture, render_view, tone_map_for
 from dark3r_ros.nerf.trainer import Trainer
 from dark3r_ros.nerf.views import Views
@@ -66,7 +67,7 @@ def best_blur(noisy: NDArray[np.float32], truth: NDArray[np.float32]) -> NDArray
     return min(tried, key=lambda image: float(np.mean((image - truth) ** 2)))
 
 
-def floors(views: Views, clean: NDArray[np.float32]) -> dict[str, Scores]:
+def floors(views: Views, clean: NDArray[np.float32], lpips: Distance | None = None) -> dict[str, Scores]:
     """Scores without any field: the noisy frames, and single frames denoised."""
     held = np.flatnonzero(views.held_out)
     centres = views.world_from_camera[:, :3, 3]
@@ -82,9 +83,9 @@ def floors(views: Views, clean: NDArray[np.float32]) -> dict[str, Scores]:
         nearest.append(best_blur(views.values[int(gap.argmin())] * np.float32(views.unit), clean[index]))
     truths = list(clean[held])
     return {
-        'noisy input': score(noisy, truths),
-        'nearest view, denoised': score(nearest, truths),
-        'held-out frame itself, denoised': score(own, truths),
+        'noisy input': score(noisy, truths, lpips),
+        'nearest view, denoised': score(nearest, truths, lpips),
+        'held-out frame itself, denoised': score(own, truths, lpips),
     }
 
 
@@ -95,11 +96,13 @@ def compare(
     variants: Sequence[str] | None = None,
     folder: Path | None = None,
     reconstruction: Path | None = None,
+    lpips: Distance | None = None,
     told: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train variants (by name; None: all that make sense) and score them on the held-out views.
 
-    Pictures go into `folder`; `reconstruction` keeps estimated poses for the next call (default: `folder`).
+    Pictures go into `folder`; `reconstruction` keeps estimated poses for the next call (default: `folder`); `lpips`
+    scores tone-mapped pictures too.
     """
     torch.manual_seed(config.seed)
     scene = make_scene(scene_config, reconstruction or folder)
@@ -112,7 +115,7 @@ def compare(
 
     plain = collect_views(scene.posed, scene.frames, config, noise=scene.noise)
     clean = scene.truth_of(plain)
-    for name, scores in floors(plain, clean).items():
+    for name, scores in floors(plain, clean, lpips).items():
         keep(name, {'views': scores.views, **scores.as_mapping('')})
     for name in variants_for(scene_config) if variants is None else variants:
         posed = scene.with_true_poses() if name == TRUE_POSES else scene.posed
@@ -121,7 +124,7 @@ def compare(
         poses = trainer.views.world_from_camera
         pictures = [render_view(model, plain.camera, poses[index]) for index in held]
         renders = [picture.radiance * np.float32(trainer.views.unit) for picture in pictures]
-        scores = score(renders, list(clean[held]))
+        scores = score(renders, list(clean[held]), lpips)
         stamps = (int(plain.stamps_ns[index]) for index in held)
         truths = [_sized(scene.depth.get(stamp), picture) for stamp, picture in zip(stamps, pictures, strict=True)]
         row = {

@@ -23,7 +23,7 @@ class NerfConfig(Config):
     mosaic: bool = setting(False, 'train on single mosaic sites at full size (each supervises its own colour only)')
     max_views: int = setting(400, 'views at most, spread evenly; 0 takes all', minimum=0)
     holdout: int = setting(8, 'every n-th view is kept out of training for evaluation; 0 keeps none out', minimum=0)
-    clip_black: bool = setting(False, 'cut values below black off (destroys dark signal; for comparison only)')
+    clip_black: bool = setting(False, 'cut mosaic pixels off at black (destroys dark signal; for comparison only)')
     # Field
     levels: int = setting(12, 'levels of the grid', minimum=1, maximum=24)
     coarsest: int = setting(16, 'cells of the coarsest level along the longest side', minimum=2)

@@ -20,6 +20,7 @@ from dark3r_ros.errors import DataError
 from dark3r_ros.nerf.fieldfile import FieldInfo
 from dark3r_ros.nerf.metrics import affine_fit, psnr, ssim
 from dark3r_ros.nerf.model import RadianceModel
+from dark3r_ros.nerf.perceptual import Distance
 from dark3r_ros.nerf.rays import lens_of
 from dark3r_ros.nerf.render import Picture, render_view, tone_map_for
 from dark3r_ros.nerf.views import Views, frame_values
@@ -33,7 +34,7 @@ Planes3 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean scores over views; `fitted` are those after the affine fit per channel and view."""
+    """Mean scores over views; `fitted` are those after the affine fit per channel and view, `lpips` where asked for."""
 
     psnr: float
     psnr_fitted: float
@@ -41,10 +42,12 @@ class Scores:
     ssim_tone: float
     ssim_fitted: float
     views: int
+    lpips: float | None = None
 
     def as_mapping(self, prefix: str) -> dict[str, float]:
         """Named figures."""
-        return {
+        figures = {} if self.lpips is None else {f'{prefix}lpips_tone': self.lpips}
+        return figures | {
             f'{prefix}psnr_linear_db': self.psnr,
             f'{prefix}psnr_linear_fitted_db': self.psnr_fitted,
             f'{prefix}psnr_tone_db': self.psnr_tone,
@@ -59,14 +62,14 @@ def render_views(model: RadianceModel, info: FieldInfo, indices: Sequence[int]) 
     return [render_view(model, info.camera, info.world_from_camera[index], lens) for index in indices]
 
 
-def score(images: Sequence[Planes3], truths: Sequence[Planes3]) -> Scores:
-    """Score images (3, H, W) in linear light against truths of the same unit."""
+def score(images: Sequence[Planes3], truths: Sequence[Planes3], lpips: Distance | None = None) -> Scores:
+    """Score images (3, H, W) in linear light against truths of the same unit; by LPIPS too where it is given."""
     if not images:
         raise DataError('there is no view to score: train with held-out views (--holdout)')
     reference = np.stack(truths)
     peak = max(float(np.percentile(reference, PEAK_PERCENTILE)), 1e-9)
     tone = tone_map_for(reference)
-    rows = []
+    rows, distances = [], []
     for image, truth in zip(images, truths, strict=True):
         fitted = affine_fit(image, truth)
         shown, expected = tone.encoded(image), tone.encoded(truth)
@@ -76,8 +79,11 @@ def score(images: Sequence[Planes3], truths: Sequence[Planes3]) -> Scores:
                 ssim(shown, expected, 1.0), ssim(fitted, truth, peak),
             )
         )  # fmt: skip
+        if lpips is not None:
+            distances.append(lpips(shown, expected))
     mean = [float(value) for value in np.mean(np.array(rows), axis=0)]
-    return Scores(mean[0], mean[1], mean[2], mean[3], mean[4], len(rows))
+    perceived = float(np.mean(distances)) if distances else None
+    return Scores(mean[0], mean[1], mean[2], mean[3], mean[4], len(rows), perceived)
 
 
 def against_noise(model: RadianceModel, info: FieldInfo, views: Views) -> dict[str, Any]:
@@ -142,9 +148,13 @@ def clean_values(source: FrameSource, info: FieldInfo, indices: Sequence[int]) -
 
 
 def against_truth(
-    model: RadianceModel, info: FieldInfo, clean: dict[int, Planes3], noisy: dict[int, Planes3] | None = None
+    model: RadianceModel,
+    info: FieldInfo,
+    clean: dict[int, Planes3],
+    noisy: dict[int, Planes3] | None = None,
+    lpips: Distance | None = None,
 ) -> dict[str, Any]:
-    """Scores of renders, and of the noisy frames themselves, against clean views.
+    """Scores of renders, and of the noisy frames themselves, against clean views; by LPIPS too where it is given.
 
     Clean recordings have an exposure of their own: one factor for all views and channels brings them to the field's
     unit.
@@ -157,9 +167,9 @@ def against_truth(
     truths = [clean[index] for index in indices]
     scale = _one_factor(renders, truths)
     truths = [(truth * scale).astype(np.float32) for truth in truths]
-    result: dict[str, Any] = {'views': len(indices), **score(renders, truths).as_mapping('')}
+    result: dict[str, Any] = {'views': len(indices), **score(renders, truths, lpips).as_mapping('')}
     if noisy:
-        result |= score([noisy[index] for index in indices], truths).as_mapping('noisy_')
+        result |= score([noisy[index] for index in indices], truths, lpips).as_mapping('noisy_')
     return result
 
 

@@ -9,6 +9,7 @@ from the sparse points of the reconstruction, each in the views that saw it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,15 @@ from dark3r_ros.errors import CalibrationError, ConfigError, DataError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.nerf.config import NerfConfig
-from dark3r_ros.nerf.views import Views, choose_held_out, colour_sites, frame_values, noise_line, signal_unit
+from dark3r_ros.nerf.views import (
+    Views,
+    choose_held_out,
+    clipped_at_black,
+    colour_sites,
+    frame_values,
+    noise_line,
+    signal_unit,
+)
 from dark3r_ros.raw.cfa import MONO
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.raw.planes import choose_binning
@@ -207,11 +216,10 @@ def collect_views(
         if frame.size != (posed.camera.width, posed.camera.height):
             wrong_size += 1
             continue
+        seen = clipped_at_black(frame) if config.clip_black else frame
         # The mosaic itself is needed for a few frames only; keeping all would double the memory.
-        kept = frame if len(taken) < 8 else Frame(frame.stamp_ns, frame.mosaic[:0], frame.cfa, frame.black_level,
-                                                   frame.white_level, None, '', frame.gain, frame.exposure_s,
-                                                   frame.processed, frame.name)  # fmt: skip
-        taken[index] = kept, frame_values(frame, binning, config.mosaic)
+        kept = seen if len(taken) < 8 else dataclasses.replace(seen, mosaic=seen.mosaic[:0], camera=None)
+        taken[index] = kept, frame_values(seen, binning, config.mosaic)
     if len(taken) < _FEWEST:
         raise DataError(
             f'{len(taken)} of {len(chosen)} posed frames were found in {where}'
@@ -264,7 +272,7 @@ def _assemble(
     if depth is None:
         warnings.append('no depth and no sparse points: the field is made from the views alone')
     black = first.black_level
-    views = Views(
+    return Views(
         values=values / np.float32(unit),
         colour=colour_sites(first.cfa, *values.shape[2:]) if mosaic else None,
         camera=camera,
@@ -285,7 +293,6 @@ def _assemble(
         metric=posed.metric,
         warnings=warnings,
     )
-    return views.clipped_at_black() if config.clip_black else views
 
 
 def _samples(cfa: str, binning: int) -> tuple[int, int, int]:

@@ -78,10 +78,6 @@ class Views:
         """Sites (V, C, H, W) below saturation."""
         return self.values < _SATURATED * self.white
 
-    def clipped_at_black(self) -> Views:
-        """Copy whose negative values are cut off, as unsigned pipelines do."""
-        return dataclasses.replace(self, values=np.maximum(self.values, 0.0))
-
     def without_depth(self) -> Views:
         """Copy without any depth."""
         return dataclasses.replace(self, depth=None, confidence=None)
@@ -107,8 +103,23 @@ def frame_values(frame: Frame, binning: int, mosaic: bool) -> NDArray[np.float32
     """Counts above black of a frame: planes (3, h, w), or the mosaic itself (1, H, W)."""
     if not mosaic or frame.cfa == MONO:
         return to_planes(frame, 1 if mosaic else binning).signal()
-    black = np.array(frame.black_level, dtype=np.float32)[colour_sites(frame.cfa, *frame.mosaic.shape)]
-    return (frame.mosaic.astype(np.float32) - black)[None]
+    return (frame.mosaic.astype(np.float32) - _black_sites(frame))[None]
+
+
+def clipped_at_black(frame: Frame) -> Frame:
+    """Copy whose mosaic pixels are cut off at the black level, as a camera driver that subtracts it unsigned does.
+
+    For comparison only: noise loses its negative half, so that what is dark comes out too bright.
+    """
+    # Drivers subtract whole counts.
+    lowest = np.rint(_black_sites(frame)).clip(min=0.0).astype(frame.mosaic.dtype)
+    return dataclasses.replace(frame, mosaic=np.maximum(frame.mosaic, lowest))
+
+
+def _black_sites(frame: Frame) -> NDArray[np.float32]:
+    """Black level (H, W) of each site of a mosaic, or (1, 1) of a mono sensor."""
+    black = np.array(frame.black_level, dtype=np.float32)
+    return black[None, :1] if frame.cfa == MONO else black[colour_sites(frame.cfa, *frame.mosaic.shape)]
 
 
 def colour_sites(cfa: str, height: int, width: int) -> NDArray[np.int64]:

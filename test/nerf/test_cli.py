@@ -88,11 +88,13 @@ def test_train_writes_field_previews_and_page(trained_field):
 def test_evaluate_with_and_without_truth(trained_field, sequence, capsys):
     assert main(['nerf', 'evaluate', str(trained_field), '--json']) == 0
     blind = json.loads(capsys.readouterr().out)
-    assert main(['nerf', 'evaluate', str(trained_field), '--truth', str(sequence.parent / 'clean'), '--json']) == 0
+    against = ['--truth', str(sequence.parent / 'clean'), '--json', '--lpips']
+    assert main(['nerf', 'evaluate', str(trained_field), *against]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told['views'] == 4 and told['psnr_linear_db'] > told['noisy_psnr_linear_db'] + 8.0
     assert told['noisy_psnr_linear_fitted_db'] > told['noisy_psnr_linear_db']
     assert 0.8 < blind['residual_over_noise'] < 1.5
+    assert 'lpips_tone' in told or told['lpips'].startswith('absent: ')
     assert json.loads((trained_field / 'nerf.json').read_text())['evaluation'] == told
 
 

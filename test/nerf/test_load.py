@@ -17,7 +17,7 @@ from dark3r_ros.nerf.fieldfile import info_of
 from dark3r_ros.nerf.load import collect_views, load_views, read_poses, sparse_depth
 from dark3r_ros.nerf.model import RadianceModel
 from dark3r_ros.nerf.trainer import Trainer
-from dark3r_ros.nerf.views import choose_held_out
+from dark3r_ros.nerf.views import choose_held_out, clipped_at_black
 from dark3r_ros.storage.result import empty_cloud, no_observations, write_result
 from dark3r_ros.storage.sequence import SequenceImage, write_cameras_json
 from dark3r_ros.types import FrameRecord, Observations, Reconstruction
@@ -123,6 +123,34 @@ def test_frames_of_another_size_are_left_out(room, tiny):
     source = MemorySource([*room.frames[:3], odd, *room.frames[4:]])
     views = collect_views(room.posed, source, tiny, noise=room.noise)
     assert len(views) == 23 and any('1 frames have another size' in text for text in views.warnings)
+
+
+def test_clipping_cuts_single_pixels_of_the_mosaic(room, tiny):
+    config = dataclasses.replace(tiny, clip_black=True)
+    plain = collect_views(room.posed, room.frames, tiny, noise=room.noise)
+    cut = collect_views(room.posed, room.frames, config, noise=room.noise)
+    above = np.stack([frame.mosaic.astype(np.float64) - 240.0 for frame in room.frames])
+    assert (above < 0).mean() > 0.1 and room.frames[0].cfa == 'rggb'
+    pixels = np.maximum(above, 0.0)
+    red, blue = pixels[:, ::2, ::2], pixels[:, 1::2, 1::2]
+    green = (pixels[:, ::2, 1::2] + pixels[:, 1::2, ::2]) / 2.0
+    # Cut before the two greens of a value are put together: not the same as cutting the value.
+    assert np.allclose(cut.values * cut.unit, np.stack([red, green, blue], axis=1), atol=1e-3)
+    assert (cut.values[:, 1] * cut.unit - np.maximum(plain.values[:, 1] * plain.unit, 0.0)).mean() > 0.5
+    sites = collect_views(room.posed, room.frames, dataclasses.replace(config, mosaic=True), noise=room.noise)
+    assert np.allclose(sites.values[:, 0] * sites.unit, pixels, atol=1e-3)
+
+
+def test_clipping_subtracts_whole_counts_of_each_colour(room):
+    frame = dataclasses.replace(
+        room.frames[0], black_level=(239.4, 250.0, 260.6), mosaic=np.full((4, 6), 200, np.uint16)
+    )
+    lowest = np.tile([[239, 250], [250, 261]], (2, 3))
+    assert np.array_equal(clipped_at_black(frame).mosaic, lowest)
+    mono = dataclasses.replace(frame, cfa='mono')
+    assert np.array_equal(clipped_at_black(mono).mosaic, np.full((4, 6), 239))
+    bright = dataclasses.replace(frame, mosaic=np.full((4, 6), 900, np.uint16))
+    assert np.array_equal(clipped_at_black(bright).mosaic, bright.mosaic)
 
 
 @pytest.mark.parametrize('posed', [[], [4]])
