@@ -2,7 +2,9 @@
 """The benchmark: cells that are kept, tables that say what was measured, pages, the command, the script for devices."""
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -12,13 +14,16 @@ import torch
 from evaluation_helpers import TRUE_POSES
 
 from dark3r_ros.cli.main import main
-from dark3r_ros.errors import DataError
+from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.evaluation.bench import device, machine, page, profiles, speed
+from dark3r_ros.evaluation.bench.alone import alone
 from dark3r_ros.evaluation.bench.cells import Cell, CellStore, Measured
 from dark3r_ros.evaluation.bench.layout import Choice, Table, markdown_table, plain
 from dark3r_ros.evaluation.bench.poses import METHODS, ladder_cells, ladder_text
 from dark3r_ros.evaluation.bench.tables import TABLES
+from dark3r_ros.evaluation.scenes import open_scene
 from dark3r_ros.matching.mini import MiniPredictor
+from dark3r_ros.storage.result import peak_memory_mb
 
 
 def cell(work, settings=None):
@@ -31,7 +36,7 @@ def test_a_cell_is_measured_once(tmp_path):
     for _ in range(2):
         result = store.measure(cell(lambda folder: calls.append(folder) or {'ms': np.float32(1.5)}))
     assert result.figures == {'ms': 1.5} and len(calls) == 1
-    assert result.settings == {'size': [3, 4]} and result.provenance == {'code': 'a'}
+    assert result.settings == {'size': [3, 4]} and result.provenance['code'] == 'a' and result.provenance['load'] >= 0
     other = store.measure(cell(lambda folder: {'ms': 2}, {'size': (3, 5)}))
     assert other.figures == {'ms': 2}
 
@@ -44,8 +49,28 @@ def test_what_failed_is_tried_again_and_old_code_is_renewed_on_demand(tmp_path):
     assert store.measure(cell(fails)).failure == 'DataError: no such scene'
     assert store.measure(cell(lambda folder: {'ms': 1})).figures == {'ms': 1}
     newer = CellStore(tmp_path, {'code': 'b'})
-    assert newer.known(cell(fails)).provenance == {'code': 'a'}
+    assert newer.known(cell(fails)).provenance['code'] == 'a'
     assert CellStore(tmp_path, {'code': 'b'}, renew=True).known(cell(fails)) is None
+
+
+def test_a_cell_that_breaks_does_not_take_the_others_with_it(tmp_path):
+    def breaks(folder):
+        return {'ms': [][0]}
+
+    assert CellStore(tmp_path, {}).measure(cell(breaks)).failure == 'IndexError: list index out of range'
+
+
+def test_a_cell_says_what_it_cost_the_processor(tmp_path):
+    def busy(folder):
+        until = time.process_time() + 0.2
+        while time.process_time() < until:
+            pass
+        return {}
+
+    working = CellStore(tmp_path, {}).measure(cell(busy))
+    idle = CellStore(tmp_path, {}).measure(cell(lambda folder: time.sleep(0.2) or {}, {'size': 1}))
+    assert working.processor_s > 0.15 and idle.processor_s < 0.15 < idle.seconds
+    assert 'of the processor, load ' in page.origin([working, idle])
 
 
 def test_a_torn_cell_is_measured_again(tmp_path):
@@ -143,6 +168,34 @@ def test_pages_are_drawn_once_a_table_and_when_the_user_has_had_enough(tmp_path,
     text = (tmp_path / 'benchmarks.md').read_text()
     assert text.count('| row ') == 5
     capsys.readouterr()
+
+
+def test_work_alone_has_a_memory_of_its_own():
+    held = np.ones(60_000_000)  # 480 MB
+    mine = peak_memory_mb()
+    assert mine > 480.0 and held.sum() > 0
+    assert alone(peak_memory_mb) < mine - 100.0
+    with pytest.raises(DataError, match='moon is neither'):
+        alone(open_scene, 'moon')
+    with pytest.raises(ReconstructionError, match='ended with 7'):
+        alone(os._exit, 7)
+
+
+def row_of(method, snr, ate, posed=12):
+    figures = {'sequence': 'room', 'posed': posed, 'frames': 12, 'ate_relative': ate}
+    return Measured('ladder', f'{method} {snr}', {'method': method, 'snr_db': snr}, figures, {}, 1.0, '')
+
+
+def test_the_ladder_is_drawn_with_noiseless_frames_apart():
+    assert page._places([-4.0, None, 10.0, -4.0]) == {-4.0: -4.0, 10.0: 10.0, None: 15.0}
+    assert page._places([None]) == {None: 5.0} and page._places([30.0]) == {30.0: 30.0}
+    cells = [row_of('COLMAP', None, 0.002), row_of('COLMAP', -4.0, None, posed=0), row_of('student', -4.0, 0.003)]
+    drawn = cv2.imdecode(np.frombuffer(page.ladder_plot(cells), np.uint8), cv2.IMREAD_COLOR)
+    assert drawn.shape[0] > 400
+    blue, orange = (int((np.abs(drawn.astype(int) - colour).max(axis=2) < 40).sum()) for colour in
+                    ((0xB2, 0x72, 0x00), (0x00, 0x9F, 0xE6)))  # fmt: skip
+    assert min(blue, orange) > 20
+    assert page.ladder_plot([]) is None and page.panels([([], 'nothing')]) is None
 
 
 def test_arithmetic_of_a_predictor_is_counted_call_by_call():

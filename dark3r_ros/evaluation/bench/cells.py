@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dark3r_ros.errors import Dark3rError
 from dark3r_ros.storage.files import write_text
 from dark3r_ros.storage.result import jsonable
 
@@ -48,7 +48,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a cell gave: figures, or why there are none; and where, when and from what code."""
+    """What a cell gave: figures, or why there are none; and where, when and from what code.
+
+    `seconds` is by the clock; `processor_s` by the processor, child processes included, so that it says what a cell
+    costs where other work keeps the machine busy.
+    """
 
     table: str
     label: str
@@ -58,6 +62,12 @@ class Measured:
     seconds: float
     measured: str
     failure: str = ''
+    processor_s: float = 0.0
+
+
+def _processor_seconds() -> float:
+    """Seconds of the processor so far: of this process and of children that have ended."""
+    return float(sum(os.times()[:4]))
 
 
 class CellStore:
@@ -94,20 +104,21 @@ class CellStore:
             return kept
         folder = self.place(cell)
         folder.mkdir(parents=True, exist_ok=True)
-        began, failure, figures = time.perf_counter(), '', {}
+        began, spent, failure, figures = time.perf_counter(), _processor_seconds(), '', {}
         try:
             figures = dict(cell.work(folder))
-        except (Dark3rError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # whatever it is: one method must not take the others with it
             failure = f'{type(error).__name__}: {error}'.splitlines()[0]
         result = Measured(
             cell.table,
             cell.label,
             jsonable(dict(cell.settings)),
             jsonable(figures),
-            self.provenance,
+            {**self.provenance, 'load': round(os.getloadavg()[0], 2)},
             round(time.perf_counter() - began, 2),
             datetime.now(timezone.utc).isoformat(timespec='seconds'),
             failure,
+            round(_processor_seconds() - spent, 2),
         )
         write_text(folder / FILE, json.dumps(asdict(result), indent=1) + '\n')
         return result

@@ -57,14 +57,18 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def describe(seed: int) -> dict[str, Any]:
     """Provenance of figures measured now."""
     return {
         'processor': processor(),
-        'cores': os.cpu_count(),
+        'cores': usable_cores(),
         'memory_gb': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),
         'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        'load': round(os.getloadavg()[0], 2),
         'threads': torch.get_num_threads(),
         'python': platform.python_version(),
         'torch': torch.__version__,

@@ -15,6 +15,7 @@ import numpy as np
 
 from dark3r_ros.config import to_mapping
 from dark3r_ros.evaluation import ladder
+from dark3r_ros.evaluation.bench.alone import alone
 from dark3r_ros.evaluation.bench.cells import Cell, Measured
 from dark3r_ros.evaluation.bench.layout import Choice, level_name, markdown_table
 from dark3r_ros.evaluation.depth_metrics import score_depth
@@ -112,7 +113,7 @@ def ladder_cells(choice: Choice) -> Iterator[Cell]:
                     scene, snr, engine, predictor, peer = row
                     output = folder / 'result'
                     made = ladder.run_row(scene, snr, predictor, choice.seed, choice.preset, output, engine, peer)
-                    return {**asdict(made), 'stages_s': _stages(output), 'memory_mb': peak_memory_mb()}
+                    return {**asdict(made), 'stages_s': _stages(output)}
 
                 yield Cell('ladder', f'{scene.name} {level_name(snr)} {method}', settings, work)
 
@@ -182,7 +183,7 @@ def online_cells(choice: Choice) -> Iterator[Cell]:
         }
 
         def work(folder: Path, *, config: SimulationConfig = config, name: str = predictor) -> dict[str, Any]:
-            return _map_online(config, name, folder)
+            return dict(alone(_map_online, config, name, folder))
 
         yield Cell('online', f'tunnel, {level_name(snr)}, {label}', settings, work)
 
