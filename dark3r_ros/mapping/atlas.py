@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dark3r_ros.mapping.bridging import Bridge
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.evidence import Evidence
 from dark3r_ros.mapping.places import PlaceIndex
 from dark3r_ros.mapping.records import PoseLog
+from dark3r_ros.mapping.similarity import Similarity
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.model.predictor import Features
@@ -93,19 +95,38 @@ class Atlas:
 
         Returns the joined submap, the keyframes that moved into it and the factor by which their surroundings grew.
         """
-        own, other, own_from_other = evidence.old, new, evidence.old_from_new
+        own, moved, own_from_other = self.unite(evidence.old, new, evidence.old_from_new)
+        own.ties.append((evidence.place.keyframe_id, evidence.query.keyframe_id))
+        return own, moved, own_from_other.scale
+
+    def bridge(self, bridge: Bridge) -> tuple[Submap, list[Keyframe], Similarity]:
+        """Join the submaps that odometry connects, in the frame of the older one.
+
+        Returns the joined submap, the keyframes that moved into it and the similarity that moved them.
+        """
+        own, moved, own_from_other = self.unite(bridge.old, bridge.new, bridge.old_from_new)
+        turn, shift, scale = bridge.sigma
+        grown = 1.0 if own is bridge.old else own_from_other.scale
+        own.bridges.append((bridge.place.keyframe_id, bridge.query.keyframe_id, turn, shift * grown, scale))
+        return own, moved, own_from_other
+
+    def unite(self, old: Submap, new: Submap, old_from_new: Similarity) -> tuple[Submap, list[Keyframe], Similarity]:
+        """Make one of two submaps, in the frame of the older one.
+
+        Returns it, the keyframes that moved into it and the similarity that moved them.
+        """
+        own, other, own_from_other = old, new, old_from_new
         if own.submap_id > other.submap_id:
             own, other, own_from_other = other, own, own_from_other.inverse()
         camera = self.active if self.active in (own, other) else other
         moved = list(other.map.keyframes)
         own.take(other, own_from_other, camera)
-        own.ties.append((evidence.place.keyframe_id, evidence.query.keyframe_id))
         self.resting = [submap for submap in self.resting if submap is not other and submap is not own]
         if camera is self.active:
             self.active = own
         else:
             self.resting.append(own)
-        return own, moved, own_from_other.scale
+        return own, moved, own_from_other
 
     # ------------------------------------------------------------------ places
 

@@ -61,6 +61,10 @@ def spread_error(submap: Submap, evidence: Sequence[Evidence]) -> list[float] | 
              if parent in number]  # fmt: skip
     steps += [(number[first], number[second]) for first, second in submap.ties]
     edges = [_step(nodes, first, second, submap.depth(keyframes[first])) for first, second in steps]
+    edges += [
+        Edge(number[first], number[second], _between(nodes, number[first], number[second]), (turn, shift, scale))
+        for first, second, turn, shift, scale in submap.bridges
+    ]
     loops = [_loop(item, number, submap) for item in evidence]
     moved = optimise(nodes, [*edges, *loops])
     if edge_errors(moved, [*edges, *loops]).max() > _STRAIN:
@@ -84,8 +88,12 @@ def _node(keyframe: Keyframe) -> Similarity:
     return Similarity(1.0, world_from_camera[:3, :3], world_from_camera[:3, 3])
 
 
+def _between(nodes: Sequence[Similarity], first: int, second: int) -> Similarity:
+    return nodes[first].inverse().after(nodes[second])
+
+
 def _step(nodes: Sequence[Similarity], first: int, second: int, depth: float) -> Edge:
-    relative = nodes[first].inverse().after(nodes[second])
+    relative = _between(nodes, first, second)
     length = float(np.linalg.norm(relative.translation))
     turn, share, floor, scale = _STEP
     return Edge(first, second, relative, (turn, share * length + floor * depth, scale))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from dark3r_ros.mapping.atlas import Atlas
+from dark3r_ros.mapping.bridging import OdometryBridges
 from dark3r_ros.mapping.chores import Chores
 from dark3r_ros.mapping.closing import close_loop, join_submaps
 from dark3r_ros.mapping.config import MappingConfig
@@ -45,10 +46,12 @@ class Growth:
         atlas: Atlas,
         log: PoseLog,
         judge: MotionJudge,
+        bridges: OdometryBridges,
         enforce: Callable[[], None],
         timed: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self._config, self._predictor, self._atlas, self._log, self._judge = config, predictor, atlas, log, judge
+        self._bridges = bridges
         self._enforce, self._timed = enforce, timed
         self._chores = Chores(config.step_seconds)
         self._follower: View | None = None  # the first view after the newest keyframe
@@ -86,8 +89,9 @@ class Growth:
         self._chores.begin(self._grow(submap, keyframe, view, result, neighbours))
 
     def advance(self, stamp_ns: int) -> list[Event]:
-        """Do as much as the time since the frame before pays for."""
-        return self._heard(self._chores.advance(stamp_ns))
+        """Do as much as the time since the frame before pays for, and join what odometry connects."""
+        events = self._chores.advance(stamp_ns)
+        return self._heard(events if self.busy else [*events, *self._cross()])
 
     def finish(self) -> list[Event]:
         """Do all that is left."""
@@ -137,6 +141,7 @@ class Growth:
                 evidence = self.gate.consider(keyframe, submap, self._atlas.submaps)
                 events = self._close(evidence, submap) if evidence else []
             yield events
+        yield self._stretch()
         self._enforce()
 
     def _first_seen(self, submap: Submap, keyframe: Keyframe) -> TrackResult | None:
@@ -164,6 +169,7 @@ class Growth:
             return []
         self.gate.accepted += 1
         self._judge.moved()
+        self._bridges.restart()
         self._log.rescale(submap.map.keyframes, scales)
         return [keyframes_moved(submap.map.keyframes, submap)]
 
@@ -171,6 +177,32 @@ class Growth:
         """Join a submap with that of the places its keyframes recognised."""
         joined, moved, growth = join_submaps(self._atlas, evidence, submap, self._predictor, self._config)
         self.gate.accepted += 1
+        self._bridges.restart()
+        return self._joined(joined, moved, growth)
+
+    def _cross(self) -> list[Event]:
+        """Join submaps that odometry connects."""
+        bridge = self._bridges.across(self._atlas.submaps)
+        if bridge is None:
+            return []
+        joined, moved, similarity = self._atlas.bridge(bridge)
+        self._bridges.crossed(bridge, joined, similarity)
+        return self._joined(joined, moved, similarity.scale)
+
+    def _stretch(self) -> list[Event]:
+        """Put the scale behind the newest bridge right."""
+        stretch = self._bridges.stretch()
+        if stretch is None:
+            return []
+        nodes = stretch.nodes()
+        stretch.submap.move(nodes)
+        self.gate.forget()
+        self._judge.moved()
+        self._log.rescale(stretch.submap.map.keyframes, [node.scale for node in nodes])
+        return [keyframes_moved(stretch.submap.map.keyframes, stretch.submap)]
+
+    def _joined(self, joined: Submap, moved: list[Keyframe], growth: float) -> list[Event]:
+        self.gate.forget()
         self._judge.restart()
         self._log.rescale(moved, [growth] * len(moved))
         events = frames_joined(moved, joined, self._log)

@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.config import Config, setting
 from dark3r_ros.geometry import se3
+from dark3r_ros.mapping.odometry_track import OdometryTrack
 from dark3r_ros.mapping.robust import RobustLine, robust_line
 from dark3r_ros.types import Trajectory
 
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 
 # Numbers of steps between the two poses of a comparison. Far poses are measured better, but meet a slip more often.
 _STRIDES = (1, 2, 4, 8)
@@ -29,9 +31,8 @@ _STRIDES = (1, 2, 4, 8)
 _MAX_DIRECTION_ERROR = math.radians(25.0)
 # Pull of the stated mounting of the camera on the one that the motions show; motion along a line shows only a part.
 _MOUNTING_WEIGHT = 0.05
-_BODY_FROM_OPTICAL = se3.make([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], [0.0, 0.0, 0.0])
+BODY_FROM_OPTICAL = se3.make([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], [0.0, 0.0, 0.0])
 _WAITING_POSES = 1000
-_ODOMETRY_SAMPLES = 20000
 _SIGNIFICANT = 3.0
 
 
@@ -90,72 +91,6 @@ class ScaleEstimate:
         if not self.known:
             return f'arbitrary ({self.reason})'
         return f'metric ({self.scale:.4g} +- {100.0 * self.deviation:.2g} %)'
-
-
-@dataclass
-class OdometryTrack:
-    """Newest odometry poses, looked up at any time between them."""
-
-    max_gap_ns: int
-    max_speed: float
-    _stamps: deque[int] = field(default_factory=deque)
-    _poses: deque[Array] = field(default_factory=deque)
-    _chains: deque[int] = field(default_factory=deque)
-
-    def __len__(self) -> int:
-        return len(self._stamps)
-
-    @property
-    def newest_ns(self) -> int | None:
-        """Stamp of the newest pose."""
-        return self._stamps[-1] if self._stamps else None
-
-    def add(self, stamp_ns: int, odom_from_body: Array) -> None:
-        """Add the next pose (4, 4); one that is not newer starts the track anew when it is older by over a second."""
-        chain = 0
-        if self._stamps:
-            elapsed = (stamp_ns - self._stamps[-1]) / 1e9
-            if -1.0 <= elapsed <= 0.0:
-                return
-            moved = float(np.linalg.norm(odom_from_body[:3, 3] - self._poses[-1][:3, 3]))
-            restarted = elapsed < 0.0 or moved > self.max_speed * elapsed + 0.1
-            chain = self._chains[-1] + int(restarted)
-            if elapsed < 0.0:
-                self._stamps.clear()
-                self._poses.clear()
-                self._chains.clear()
-        self._stamps.append(stamp_ns)
-        self._poses.append(odom_from_body)
-        self._chains.append(chain)
-        if len(self._stamps) > _ODOMETRY_SAMPLES:
-            self.forget_before(self._stamps[1])
-
-    def forget_before(self, stamp_ns: int) -> None:
-        """Drop poses that no lookup at or after `stamp_ns` needs."""
-        while len(self._stamps) > 1 and self._stamps[1] <= stamp_ns:
-            self._stamps.popleft()
-            self._poses.popleft()
-            self._chains.popleft()
-
-    def nearest(self, stamp_ns: int) -> Array | None:
-        """Pose (4, 4) of the sample nearest in time; None without any."""
-        if not self._stamps:
-            return None
-        return self._poses[min(range(len(self._stamps)), key=lambda index: abs(self._stamps[index] - stamp_ns))]
-
-    def at(self, stamp_ns: int) -> tuple[Array, int] | None:
-        """Pose (4, 4) at a time and the number of the unbroken piece it lies in; None where it is not known."""
-        if not self._stamps or not self._stamps[0] <= stamp_ns <= self._stamps[-1]:
-            return None
-        after = next(index for index, stamp in enumerate(self._stamps) if stamp >= stamp_ns)
-        if self._stamps[after] == stamp_ns:
-            return self._poses[after], self._chains[after]
-        before = after - 1
-        gap = self._stamps[after] - self._stamps[before]
-        if gap > self.max_gap_ns or self._chains[before] != self._chains[after]:
-            return None
-        fraction = (stamp_ns - self._stamps[before]) / gap
-        return se3.interpolate(self._poses[before], self._poses[after], fraction), self._chains[after]
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,6 +184,16 @@ class MetricScale:
         moved = se3.inverse(first) @ second
         return float(np.linalg.norm(moved[:3, 3])) + se3.rotation_angle(moved)
 
+    def misalignment(self) -> Array | None:
+        """Rotation (3, 3) of the camera out of its stated mounting, by the motions of both streams; None without any.
+
+        Directions of odometry, seen by the camera as it is said to be mounted, turn by it into those that are seen.
+        """
+        if not self.estimate.steps or self._pieces is None:
+            return None
+        first, visual, metric, _ = self._motions(1)
+        return _alignment(visual, metric) if len(first) >= 2 else None
+
     def _advance(self) -> None:
         newest = self._track.newest_ns
         while self._waiting and newest is not None and self._waiting[0][0] <= newest:
@@ -309,13 +254,11 @@ class MetricScale:
             return 'odometry and vision share no motion yet'
         return f'only {steps} steps of {self._config.min_distance:g} m so far, or vision and odometry disagree'
 
-    def _ratios(self, stride: int) -> tuple[Array, Array, int]:
-        """Travelled metres and log ratios (N,) of the comparisons that pass the gates, and how many were tried."""
+    def _motions(self, stride: int) -> tuple[Index, Array, Array, int]:
+        """First knots (N,), visual and metric motions (N, 3) of the comparisons that pass the gates, and all tried."""
         pieces = self._pieces
         assert pieces is not None
         first = np.flatnonzero((pieces.chains[stride:] == pieces.chains[:-stride]).all(axis=1))
-        if not len(first):
-            return np.zeros(0), np.zeros(0), 0
         second = first + stride
         visual = se3.inverse(pieces.visual[first]) @ pieces.visual[second]
         metric = se3.inverse(pieces.metric[first]) @ pieces.metric[second]
@@ -325,12 +268,20 @@ class MetricScale:
         lengths = np.linalg.norm(metric[:, :3, 3], axis=1)
         gentle = turns <= math.radians(self._config.max_turn)
         good = agreeing & gentle & (lengths > 0.5 * self._config.min_distance)
-        if good.sum() < 2:
-            return np.zeros(0), np.zeros(0), len(first)
-        along = _projections(visual[good, :3, 3], metric[good, :3, 3])
-        where = 0.5 * (pieces.travelled[first] + pieces.travelled[second])[good] - pieces.travelled[-1]
+        return first[good], visual[good, :3, 3], metric[good, :3, 3], len(first)
+
+    def _ratios(self, stride: int) -> tuple[Array, Array, int]:
+        """Travelled metres and log ratios (N,) of the comparisons that pass the gates, and how many were tried."""
+        first, visual, metric, tried = self._motions(stride)
+        if len(first) < 2:
+            return np.zeros(0), np.zeros(0), tried
+        along = _projections(visual, metric)
+        assert self._pieces is not None
+        travelled = self._pieces.travelled
+        where = 0.5 * (travelled[first] + travelled[first + stride]) - travelled[-1]
         keep = np.isfinite(along)
-        return where[keep], np.log(lengths[good][keep] / along[keep]), len(first)
+        lengths = np.linalg.norm(metric, axis=1)
+        return where[keep], np.log(lengths[keep] / along[keep]), tried
 
 
 def _angles(rotations: Array) -> Array:
@@ -343,20 +294,31 @@ def _projections(visual: Array, metric: Array) -> Array:
 
     Unlike the length of the motion itself, the projection is not made longer by noise across it.
     """
+    turn = _alignment(visual, metric)
     norms = np.linalg.norm(visual, axis=1)
     moved = norms > 0.0
-    directions = metric / np.linalg.norm(metric, axis=1, keepdims=True)
-    seen = visual / np.where(moved, norms, 1.0)[:, None]
+    aligned = _unit(metric) @ turn.T
+    along = np.sum(visual * aligned, axis=1)
+    agrees = moved & (along >= math.cos(_MAX_DIRECTION_ERROR) * norms)
+    return np.where(agrees & (along > 0.0), along, np.nan)
+
+
+def _alignment(visual: Array, metric: Array) -> Array:
+    """Rotation (3, 3) that turns directions of metric motions (N, 3) into those of the visual ones."""
+    moved = np.linalg.norm(visual, axis=1) > 0.0
+    directions, seen = _unit(metric), _unit(visual)
     turn = np.eye(3)
     for _ in range(2):
-        aligned = directions @ turn.T
-        cosines = np.sum(seen * aligned, axis=1)
+        cosines = np.sum(seen * (directions @ turn.T), axis=1)
         near = moved & (cosines >= min(float(np.median(cosines[moved])) if moved.any() else 1.0, 0.9))
         turn = _rotation_between(directions[near], seen[near])
-    aligned = directions @ turn.T
-    along = np.sum(visual * aligned, axis=1)
-    agrees = moved & (np.sum(seen * aligned, axis=1) >= math.cos(_MAX_DIRECTION_ERROR))
-    return np.where(agrees & (along > 0.0), along, np.nan)
+    return turn
+
+
+def _unit(vectors: Array) -> Array:
+    """Directions of vectors (N, 3); zero stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0.0, norms, 1.0))
 
 
 def _rotation_between(source: Array, target: Array) -> Array:
@@ -378,7 +340,7 @@ def estimate_scale(
     whichever agrees better.
     """
     config = config or MetricConfig(window=20000)
-    mountings = [np.eye(4), _BODY_FROM_OPTICAL] if body_from_camera is None else [body_from_camera]
+    mountings = [np.eye(4), BODY_FROM_OPTICAL] if body_from_camera is None else [body_from_camera]
     found = [_estimate(visual, odometry, mounting, config) for mounting in mountings]
     return max(found, key=lambda estimate: (estimate.known, estimate.steps))
 

@@ -7,7 +7,6 @@ fast the camera moved until now, often can.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from statistics import median
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.mapping.metric import OdometryTrack
+from dark3r_ros.mapping.odometry_track import OdometryTrack
 
 Array = NDArray[np.float64]
 
@@ -35,12 +34,16 @@ _SLACK = 0.1  # share of the depth of the scene that it may move in any case
 _LONG_GAP = 1.0  # seconds without a pose after which the way travelled meanwhile is compared
 
 
-class MotionJudge:
-    """Compares steps between posed frames with what else is known; `add_odometry` may be called from any thread."""
+def odometry_track() -> OdometryTrack:
+    """Track that the judge and others of a pipeline look into."""
+    return OdometryTrack(_MAX_GAP_NS, _MAX_SPEED)
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._track = OdometryTrack(_MAX_GAP_NS, _MAX_SPEED)
+
+class MotionJudge:
+    """Compares steps between posed frames with what else is known, such as the odometry of a track."""
+
+    def __init__(self, track: OdometryTrack) -> None:
+        self.track = track
         self.restart()
 
     def restart(self) -> None:
@@ -54,11 +57,6 @@ class MotionJudge:
     def moved(self) -> None:
         """Forget the newest pose: the map has moved under it."""
         self._last = self._knot = None
-
-    def add_odometry(self, stamp_ns: int, odom_from_body: Array) -> None:
-        """Take an odometry pose (4, 4) in metres."""
-        with self._lock:
-            self._track.add(stamp_ns, odom_from_body)
 
     def objection(self, stamp_ns: int, world_from_camera: Array, depth: float, *, lost: bool) -> str:
         """Why a pose cannot follow, one sentence; empty where nothing speaks against it.
@@ -121,8 +119,7 @@ class MotionJudge:
 
     def _way(self, first_ns: int, second_ns: int) -> tuple[float, float] | None:
         """Distance in metres and turn in radians between two times; None where the odometry does not tell."""
-        with self._lock:
-            first, second = self._at(first_ns), self._at(second_ns)
+        first, second = self._at(first_ns), self._at(second_ns)
         if first is None or second is None or first[1] != second[1]:
             return None
         motion = se3.inverse(first[0]) @ second[0]
@@ -130,9 +127,9 @@ class MotionJudge:
 
     def _at(self, stamp_ns: int) -> tuple[Array, int] | None:
         """Pose and unbroken piece at a time; a little beyond the newest one, which may come late, that one."""
-        newest = self._track.newest_ns
+        newest = self.track.newest_ns
         late = newest is not None and 0 < stamp_ns - newest <= _MAX_GAP_NS // 3
-        return self._track.at(newest if late and newest is not None else stamp_ns)
+        return self.track.at(newest if late and newest is not None else stamp_ns)
 
 
 def _length(first: Array, second: Array) -> float:

@@ -18,6 +18,7 @@ from dark3r_ros.errors import Dark3rError, ReconstructionError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.atlas import Atlas
+from dark3r_ros.mapping.bridging import OdometryBridges
 from dark3r_ros.mapping.completing import complete_matches, join_what_can_be
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import Event, FramePosed, FrameUnposed, MapDiscarded, PipelineStatus, StateChanged
@@ -27,7 +28,7 @@ from dark3r_ros.mapping.initialise import Initialiser, InitialPair
 from dark3r_ros.mapping.intake import Intake, Prepared, RefusedError, camera_notes
 from dark3r_ros.mapping.keyframing import start_map
 from dark3r_ros.mapping.memory import MemoryKeeper, view_bytes
-from dark3r_ros.mapping.motion import MotionJudge
+from dark3r_ros.mapping.motion import MotionJudge, odometry_track
 from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.reporting import frame_posed, in_time_order, keyframe_added, keyframes_moved
 from dark3r_ros.mapping.result import build_reconstruction
@@ -53,7 +54,8 @@ class MappingPipeline:
     def __init__(self, config: MappingConfig, predictor: Predictor, noise: NoiseModel | None = None) -> None:
         self._config, self._predictor, self._noise = config, predictor, noise
         self._memory = MemoryKeeper(config)
-        self._judge = MotionJudge()
+        self._odometry = odometry_track()
+        self._judge, self._bridges = MotionJudge(self._odometry), OdometryBridges(self._odometry)
         self.reset()
 
     def reset(self) -> None:
@@ -78,11 +80,13 @@ class MappingPipeline:
         self._retry: deque[View] = deque(maxlen=self._config.retry_frames or None)
         self._young: list[View] = []  # all views of a map that may yet be given up
         self._judge.restart()
+        self._bridges.restart()
         self._growth = self._new_growth()
         self._failures = 0
 
     def _new_growth(self) -> Growth:
-        return Growth(self._config, self._predictor, self._atlas, self._log, self._judge, self._enforce, self._timed)
+        watchers = self._judge, self._bridges
+        return Growth(self._config, self._predictor, self._atlas, self._log, *watchers, self._enforce, self._timed)
 
     def _enforce(self) -> None:
         """Keep the memory under its ceiling."""
@@ -95,8 +99,12 @@ class MappingPipeline:
         return self.pose(self.prepare(frame)) + self.work()
 
     def add_odometry(self, stamp_ns: int, odom_from_body: Float64Array) -> None:
-        """Take a pose (4, 4) of the robot in metres, against which jumps are judged; from any thread."""
-        self._judge.add_odometry(stamp_ns, odom_from_body)
+        """Take a pose (4, 4) of the robot in metres, by which jumps are judged and gaps bridged; from any thread."""
+        self._odometry.add(stamp_ns, odom_from_body)
+
+    def mount(self, body_from_camera: Float64Array) -> None:
+        """Say how the camera (optical axes) sits on the body of the odometry (4, 4); without, it looks along its x."""
+        self._bridges.body_from_camera = body_from_camera
 
     def prepare(self, frame: Frame) -> Prepared:
         """First part of `push`: check and encode. Another thread may do it for the next frame meanwhile."""
@@ -252,6 +260,7 @@ class MappingPipeline:
             result = started_track(keyframe.camera_from_world, covariance, inliers, len(pair.matches))
             posed += [self._posed(view, result, True), keyframe_added(keyframe, submap)]
             self._growth.now_keyframe(keyframe, result)
+            self._bridges.see(submap, keyframe.stamp_ns, keyframe.world_from_camera, keyframe)
         waiting = [*self._initialiser.dropped, *self._initialiser.pending]
         waiting = [view for view in waiting if view is not pair.first and view is not pair.second]
         later = [view for view in waiting if view.stamp_ns > pair.first.stamp_ns]
@@ -285,6 +294,7 @@ class MappingPipeline:
         self._failures = 0
         submap.moved_to(result.camera_from_world)
         self._judge.accept(view.stamp_ns, se3.inverse(result.camera_from_world))
+        self._bridges.see(submap, view.stamp_ns, se3.inverse(result.camera_from_world))
         events += self._accept(view, result)
         if found_again:
             message = f'found the map again by {result.inliers} correspondences; the next frame confirms it'

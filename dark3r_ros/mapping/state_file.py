@@ -198,6 +198,7 @@ def _submap_arrays(submap: Submap, cameras: list[Camera], frame_ids: list[str]) 
         'cloud': cloud.points,
         'cloud_colors': cloud.colors,
         'ties': np.array(submap.ties, dtype=np.int64).reshape(-1, 2),
+        'bridges': np.array(submap.bridges, dtype=np.float64).reshape(-1, 5),
         'usual': submap.trust.state(),
         **submap.archive.state(),
     }
@@ -242,5 +243,8 @@ def _submap(
     submap.archive.restore(arrays, keyframes)
     submap.archive.cloud.add(arrays['cloud'].astype(np.float64), arrays['cloud_colors'])
     submap.ties = [(int(first), int(second)) for first, second in arrays['ties']]
+    # Maps that were saved before there were bridges have none.
+    for first, second, *sigma in arrays.get('bridges', np.zeros((0, 5))).tolist():
+        submap.bridges.append((int(first), int(second), *sigma))
     submap.trust.restore(arrays['usual'])
     return submap

@@ -31,6 +31,8 @@ class Submap:
     baseline: result of the first view tracked against the present reference keyframe.
     motion: the last two camera_from_world, None after a jump.
     ties: pairs of keyframe ids that a loop or a joint tied together.
+    bridges: pairs that odometry ties together where nothing was seen, with the deviations of rotation (rad),
+        translation (units of the map) and logarithm of the scale.
 
     """
 
@@ -42,6 +44,7 @@ class Submap:
     baseline: TrackResult | None = None
     motion: tuple[Array, Array] | None = None
     ties: list[tuple[int, int]] = field(default_factory=list)
+    bridges: list[tuple[int, int, float, float, float]] = field(default_factory=list)
 
     @classmethod
     def empty(cls, submap_id: int, config: MappingConfig, numbers: Iterator[int]) -> Submap:
@@ -149,6 +152,8 @@ class Submap:
         self.map.keyframes = keyframes
         self.map.retire(retired)
         self.ties += other.ties
+        grown = own_from_other.scale
+        self.bridges += [(first, last, turn, grown * shift, scale) for first, last, turn, shift, scale in other.bridges]
         self.trust, self.baseline, self.motion = camera.trust, None, None
 
 

@@ -23,8 +23,10 @@ def refine_window(
     `places` are keyframes further back that may be among these. Returns the keyframes that may have moved and the
     covariance (6, 6) of the newest one's left twist, zero unless `with_covariance`.
     """
-    window = sparse_map.keyframes[-config.window :]
-    recent = sparse_map.keyframes[: -config.window][-4 * config.window_fixed :]
+    newest = sparse_map.keyframes[-config.window - 4 * config.window_fixed :]
+    # A keyframe that the camera has left for good, as at the other end of a bridge, stays where it is.
+    window = [keyframe for keyframe in newest[-config.window :] if not sparse_map.is_retired(keyframe)]
+    recent = [keyframe for keyframe in newest if keyframe not in window]
     known = {keyframe.keyframe_id for keyframe in [*recent, *window]}
     older = [*(keyframe for keyframe in places if keyframe.keyframe_id not in known), *recent]
     landmarks = np.unique(np.concatenate([keyframe.table.landmark for keyframe in window]))

@@ -83,6 +83,7 @@ class MappingNode(LifecycleNode):
             self.config, parameters.read(self, 'metric', MetricConfig), self.buffer, self.frame, self._complain
         )
         self.scale.also = getattr(self.pipeline, 'add_odometry', None)
+        self.scale.mounted = getattr(self.pipeline, 'mount', None)
         self.results = Results(self, Advisor(parameters.read(self, 'advice', AdviceConfig)))
 
     def _complain(self, text: str) -> None:

@@ -42,8 +42,9 @@ class ScaleKeeper:
         self._camera_frame = ''
         self._from_topic = False
         self._newest_tf_ns = -1
-        # Who else hears of every odometry pose.
+        # Who else hears of every odometry pose, and of how the camera sits on what it is about.
         self.also: Callable[[int, Float64Array], None] | None = None
+        self.mounted: Callable[[Float64Array], None] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -127,6 +128,8 @@ class ScaleKeeper:
                 mounting = mounting if mounting is not None else convert.BODY_FROM_OPTICAL
                 self._say(f'the odometry is taken to be about {self._config.base_frame}: {error}')
         self._estimator.body_from_camera = mounting
+        if self.mounted is not None:
+            self.mounted(mounting)
 
     # ------------------------------------------------------------------ output
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.mapping.metric import MetricConfig, MetricScale, OdometryTrack, ScaleEstimate, estimate_scale
+from dark3r_ros.mapping.metric import MetricConfig, MetricScale, ScaleEstimate, estimate_scale
+from dark3r_ros.mapping.odometry_track import OdometryTrack
 from dark3r_ros.mapping.robust import robust_line, shortest_half
 from dark3r_ros.simulation.odometry import WheelOdometry
 from dark3r_ros.simulation.paths import BODY_FROM_OPTICAL

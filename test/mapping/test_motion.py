@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.mapping.motion import MotionJudge
+from dark3r_ros.mapping.motion import MotionJudge, odometry_track
 
 STEP_NS = 100_000_000
 SPEED = 0.1  # metres a frame
@@ -17,10 +17,10 @@ def pose(metres):
 
 
 def judge_on_its_way(frames=30, odometry=True, stretch=1.02):
-    judge = MotionJudge()
+    judge = MotionJudge(odometry_track())
     if odometry:
         for number in range(3 * frames):
-            judge.add_odometry(number * STEP_NS, pose(stretch * SPEED * number))
+            judge.track.add(number * STEP_NS, pose(stretch * SPEED * number))
     for number in range(frames):
         assert judge.objection(number * STEP_NS, pose(UNIT * SPEED * number), 1.0, lost=False) == ''
         judge.accept(number * STEP_NS, pose(UNIT * SPEED * number))
@@ -40,7 +40,7 @@ def test_wheels_that_slip_do_not_stop_the_mapping():
     judge = judge_on_its_way()
     # The wheels turned 80 % too far for half a second.
     for number in range(100, 110):
-        judge.add_odometry(number * STEP_NS, pose(1.02 * SPEED * (90 + 1.8 * (number - 90))))
+        judge.track.add(number * STEP_NS, pose(1.02 * SPEED * (90 + 1.8 * (number - 90))))
     assert judge.objection(35 * STEP_NS, pose(UNIT * (SPEED * 29 + 0.3)), 1.0, lost=False) == ''
 
 
@@ -68,7 +68,7 @@ def test_after_a_gap_the_way_that_was_expected_counts():
 
 
 def test_nothing_is_said_of_the_first_pose_nor_after_the_map_moved():
-    judge = MotionJudge()
+    judge = MotionJudge(odometry_track())
     assert judge.objection(0, pose(99.0), 1.0, lost=False) == ''
     judge = judge_on_its_way()
     judge.moved()
