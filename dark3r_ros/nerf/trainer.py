@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dark3r_ros.errors import DataError, ReconstructionError
+from dark3r_ros.nerf.agreement import agreed_depths
 from dark3r_ros.nerf.box import SceneBox, box_around, normalised_poses
 from dark3r_ros.nerf.config import NerfConfig
 from dark3r_ros.nerf.losses import decayed, depth_loss, distortion_loss, interlevel_loss, photometric
@@ -53,7 +54,7 @@ class Progress:
 class _Data:
     """The views as tensors on the device."""
 
-    def __init__(self, views: Views, box: SceneBox, device: str) -> None:
+    def __init__(self, views: Views, box: SceneBox, device: str, config: NerfConfig) -> None:
         count, channels = views.values.shape[:2]
         self.values = torch.from_numpy(views.values.reshape(count, channels, -1)).to(device)
         self.usable = torch.from_numpy(views.usable().reshape(count, channels, -1)).to(device)
@@ -70,8 +71,10 @@ class _Data:
         self.training = torch.from_numpy(views.training)
         self.depth: Tensor | None = None
         if views.depth is not None and views.confidence is not None:
-            self.depth = torch.from_numpy(views.depth.reshape(count, -1)).to(device) / box.scale
-            self.confidence = torch.from_numpy(views.confidence.reshape(count, -1)).to(device)
+            voted = config.depth_vote and config.depth_weight > 0
+            depth, confidence = agreed_depths(views) if voted else (views.depth, views.confidence)
+            self.depth = torch.from_numpy(depth.reshape(count, -1)).to(device) / box.scale
+            self.confidence = torch.from_numpy(confidence.reshape(count, -1)).to(device)
             self.depth_site = _depth_sites(views).to(device)
 
     def targets(self, view: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +105,7 @@ class Trainer:
             keep_freed_memory()
         torch.manual_seed(config.seed)
         self.model = RadianceModel(config, self.box, len(views)).to(device)
-        self.data = _Data(views, self.box, device)
+        self.data = _Data(views, self.box, device, config)
         self.names = [name for name, value in self.model.named_parameters() if value.requires_grad]
         self.parameters = [value for value in self.model.parameters() if value.requires_grad]
         self.average = [value.detach().clone() for value in self.parameters]
