@@ -16,7 +16,7 @@ from dark3r_ros.evaluation.bench.cells import Cell, Measured
 from dark3r_ros.evaluation.bench.layout import Choice, plain
 from dark3r_ros.evaluation.bench.machine import ceilings
 from dark3r_ros.evaluation.bench.poses import fingerprint
-from dark3r_ros.evaluation.nerf_comparison import TRUE_POSES, compare, variants_for
+from dark3r_ros.evaluation.nerf_comparison import compare, variants_for
 from dark3r_ros.evaluation.nerf_scenes import ComparisonConfig
 from dark3r_ros.nerf.config import NerfConfig, profile
 
@@ -95,7 +95,7 @@ def field_cells(choice: Choice) -> Iterator[Cell]:
     config = profile('preview', {'steps': 2000})
     for name in choice.scenes:
         scene = ComparisonConfig(scene=name, poses='estimated', width=config.width, seed=choice.seed)
-        yield from _field_rows(scene, config, ('full', TRUE_POSES, 'no depth', 'clipped at black'))
+        yield from _field_rows(scene, config, variants_for(scene))
 
 
 def _field_rows(scene: ComparisonConfig, config: NerfConfig, variants: Sequence[str]) -> Iterator[Cell]:
