@@ -3,6 +3,8 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -146,6 +148,29 @@ def test_the_command_measures_draws_and_goes_on(sequence, tmp_path, capsys):
     assert capsys.readouterr().err.count('(known)') == 4
     facts = json.loads((output / 'benchmarks.json').read_text())
     assert len(facts['ladder'][0]['provenance']['code']) == 16
+
+
+def test_after_kill_the_same_command_goes_on(sequence, tmp_path, capsys):
+    script, flag = tmp_path / 'method.py', tmp_path / 'flag'
+    script.write_text(f"import os, time\nwhile os.path.exists('{flag}'): time.sleep(0.1)\n" + TRUE_POSES)
+    output = tmp_path / 'bench'
+    command = ['bench', '-o', str(output), '--tables', 'ladder', '--scenes', str(sequence), '--snr', 'clean']
+    command += ['--methods', 'ORB odometry', '--peer', f'true={sys.executable} {script} {{frames}} {{output}}']
+    flag.touch()  # the second cell does not end while this is there
+    stopped = subprocess.Popen(
+        [sys.executable, '-c', f'from dark3r_ros.cli.main import main; main({command!r})'], start_new_session=True
+    )
+    until = time.monotonic() + 240.0
+    while not list(output.glob('cells/*/*/cell.json')):
+        assert stopped.poll() is None and time.monotonic() < until
+        time.sleep(0.2)
+    os.killpg(stopped.pid, signal.SIGKILL)
+    assert stopped.wait() == -signal.SIGKILL
+    flag.unlink()
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert said.err.count('(known)') == 1 and '[2/2]' in said.err
+    assert '| walk | clean | 0/3 | ' in said.out
 
 
 def test_pages_are_drawn_once_a_table_and_when_the_user_has_had_enough(tmp_path, monkeypatch, capsys):
