@@ -47,6 +47,13 @@ class MappingConfig(Config):
         minimum=0.0,
         maximum=1.0,
     )
+    track_landmarks: int = setting(
+        300,
+        'Landmarks of a keyframe that are looked for in a view, spread over the picture; for predictors that can look '
+        'for given places.',
+        minimum=50,
+        maximum=100000,
+    )
     window: int = setting(12, 'Keyframes whose poses bundle adjustment may move.', minimum=3, maximum=100)
     window_fixed: int = setting(8, 'Older keyframes that hold the window in place.', minimum=1, maximum=100)
     window_landmarks: int = setting(
@@ -54,6 +61,9 @@ class MappingConfig(Config):
         'Best-seen landmarks of each keyframe that the window adjustment uses; the others follow the poses.',
         minimum=30,
         maximum=100000,
+    )
+    window_iterations: int = setting(
+        6, 'Most steps of the window adjustment for each new keyframe.', minimum=1, maximum=100
     )
     step_seconds: float = setting(
         0.0,
@@ -67,7 +77,14 @@ class MappingConfig(Config):
         True,
         'Match new keyframes with the layers of `mini` that see both frames: more time, more exact in the dark.',
     )
-    neighbours: int = setting(5, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
+    neighbours: int = setting(6, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
+    whole_neighbours: int = setting(
+        2,
+        'How many of these, the ones that share most, are matched as whole pictures, which brings up new landmarks; '
+        'with `mini` the known landmarks of the others are looked for, in a third of the time.',
+        minimum=1,
+        maximum=50,
+    )
     lost_after: int = setting(5, 'Frames in a row without a pose after which the state is lost.', minimum=1)
     young_frames: int = setting(
         10, 'A map that gets lost before so many frames were posed is given up and started again.', minimum=0

@@ -14,7 +14,7 @@ from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.similarity import Similarity, between_poses
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
-from dark3r_ros.mapping.tracking import find_links, track
+from dark3r_ros.mapping.tracking import find_links, locate_landmarks, sought, track
 from dark3r_ros.model.predictor import Locator, Predictor
 from dark3r_ros.sfm.resection import resect
 from dark3r_ros.types import Correspondences
@@ -72,7 +72,7 @@ def verify(
         return None
     seen = place.table.landmark
     around = [keyframe for keyframe in old.around(seen[seen >= 0], exclude=place) if keyframe is not query]
-    references, matches = _matched(query, [place, *around[:2]], predictor, config)
+    references, matches = _matched(query, [place, *around[:2]], old, predictor, config)
     if not references:
         return None
     links = find_links(references, matches)
@@ -92,15 +92,18 @@ def verify(
 
 
 def _matched(
-    query: Keyframe, partners: Sequence[Keyframe], predictor: Predictor, config: MappingConfig
+    query: Keyframe, partners: Sequence[Keyframe], old: Submap, predictor: Predictor, config: MappingConfig
 ) -> tuple[list[Keyframe], list[Correspondences]]:
-    """Match the place first, and those around it only where that found something."""
+    """Match the place first, and those around it only where that found something, by their landmarks if possible."""
     references: list[Keyframe] = []
     matches: list[Correspondences] = []
     for partner in partners:
         if partner.features is None or query.features is None:
             continue
-        found = predictor.match([(partner.features, query.features)])[0]
+        if references and isinstance(predictor, Locator):
+            found = locate_landmarks(partner, query, sought(partner, old.map, predictor, config), predictor)
+        else:
+            found = predictor.match([(partner.features, query.features)])[0]
         if not references and len(found) < config.min_matches:
             return [], []
         references.append(partner)

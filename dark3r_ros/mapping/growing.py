@@ -20,7 +20,7 @@ from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.reporting import frames_joined, keyframe_added, keyframes_moved
 from dark3r_ros.mapping.sparse_map import Keyframe, View
 from dark3r_ros.mapping.submap import Submap
-from dark3r_ros.mapping.tracking import TrackResult, needs_keyframe, track
+from dark3r_ros.mapping.tracking import TrackResult, locate_landmarks, needs_keyframe, sought, track
 from dark3r_ros.mapping.window import refine_window
 from dark3r_ros.model.predictor import Locator, Predictor
 from dark3r_ros.types import Correspondences
@@ -124,7 +124,11 @@ class Growth:
         for neighbour in neighbours:
             if neighbour.features is not None:
                 with self._timed('keyframe'):
-                    matches += match([(neighbour.features, keyframe.features)])
+                    if len(partners) < self._config.whole_neighbours or not isinstance(predictor, Locator):
+                        matches += match([(neighbour.features, keyframe.features)])
+                    else:
+                        rows = sought(neighbour, submap.map, predictor, self._config)
+                        matches.append(locate_landmarks(neighbour, keyframe, rows, predictor))
                 partners.append(neighbour)
                 yield []
         with self._timed('keyframe'):

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dark3r_ros.errors import Dark3rError
 from dark3r_ros.geometry.camera import Camera
@@ -61,6 +62,15 @@ def camera_notes(of_map: Camera | None, now: Camera | None) -> list[str]:
         f'the camera of the map has fx {of_map.fx:.1f} px at {of_map.width} px width, this one {now.fx:.1f} px at '
         f'{now.width} px: both are used as they are calibrated'
     ]
+
+
+def _picture(planes: Planes) -> NDArray[np.uint8]:
+    """Picture for people at half the size, which is enough for the colours of landmarks and less noisy."""
+    height, width = (side // 2 * 2 for side in planes.values.shape[1:])
+    if not height or not width:
+        return display_image(planes)
+    rows = planes.values[:, 0:height:2] + planes.values[:, 1:height:2]
+    return display_image(replace(planes, values=0.25 * (rows[..., 0:width:2] + rows[..., 1:width:2])))
 
 
 class Intake:
@@ -136,7 +146,7 @@ class Intake:
             frame.name,
             planes.camera,
             self._predictor.encode(planes),
-            display_image(planes),
+            _picture(planes),
             self.snr_db,
         )
 

@@ -26,7 +26,7 @@ Index = NDArray[np.int64]
 class View:
     """One encoded frame on its way through the pipeline.
 
-    `colors` (h, w, 3) uint8 is the picture for people, from which landmarks take their colour.
+    `colors` (h, w, 3) uint8 is the picture for people, from which landmarks take their colour; of any size.
     """
 
     stamp_ns: int
@@ -45,7 +45,8 @@ class View:
     def color_at(self, pixels: Array) -> NDArray[np.uint8]:
         """Colours (N, 3) of pixels (N, 2)."""
         height, width = self.colors.shape[:2]
-        xy = np.rint(pixels).astype(np.int64)
+        size = np.array([width / self.camera.width, height / self.camera.height])
+        xy = np.floor((pixels + 0.5) * size).astype(np.int64)
         return self.colors[np.clip(xy[:, 1], 0, height - 1), np.clip(xy[:, 0], 0, width - 1)]
 
 

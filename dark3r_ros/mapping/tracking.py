@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 
+_CELLS = 10  # parts of the picture's width from which landmarks are chosen in turn
 _RIVAL_SHARE = 0.5  # of the inliers, with which another place casts doubt
 
 
@@ -34,7 +35,7 @@ class TrackResult:
     covariance: (6, 6) of its left twist.
     landmarks: rows of the landmarks that agree.
     inliers, matches: how many agree, and how many were tried.
-    overlap: share of the reference keyframe's matchable landmarks that was found again.
+    overlap: share of the reference keyframe's landmarks that was found again, of those looked for.
     flow: median motion of the inliers in the picture, as a share of its width.
     reason: why there is no pose.
 
@@ -104,15 +105,35 @@ def find_links(references: Sequence[Keyframe], matches: Sequence[Correspondences
     return Links(pixels[kept], landmark[kept], reference_pixels[kept], reference[kept])
 
 
-def locate_landmarks(keyframe: Keyframe, view: View | Keyframe, predictor: Predictor) -> Correspondences:
-    """Matches (keyframe, view) of those points of the keyframe that observe a landmark.
+def sought(keyframe: Keyframe, sparse_map: SparseMap, predictor: Predictor, config: MappingConfig) -> Index:
+    """Rows (N,) of a keyframe's points that are looked for in a view: those that observe a landmark.
+
+    Of a predictor that can look for given places no more is asked than `track_landmarks`: the best observed ones of
+    every part of the picture.
+    """
+    rows = keyframe.table.observing()
+    if len(rows) <= config.track_landmarks or not isinstance(predictor, Locator):
+        return rows
+    cell = keyframe.camera.width / _CELLS
+    column, line = np.floor(keyframe.table.pixels[rows] / cell).astype(np.int64).T
+    support = sparse_map.support()[keyframe.table.landmark[rows]]
+    part = line * (_CELLS + 1) + column
+    order = np.lexsort((-support, part))
+    begins = np.append(True, np.diff(part[order]) != 0)
+    place = np.arange(len(order))
+    rank = place - np.maximum.accumulate(np.where(begins, place, 0))
+    return np.sort(rows[order[np.argsort(rank, kind='stable')[: config.track_landmarks]]])
+
+
+def locate_landmarks(keyframe: Keyframe, view: View | Keyframe, rows: Index, predictor: Predictor) -> Correspondences:
+    """Matches (keyframe, view) of points of the keyframe, given by their rows.
 
     A predictor that can look for given places (`locate`) is asked for no more than that; another one matches whole
     frames.
     """
     if not isinstance(predictor, Locator):
         return predictor.match([(keyframe.features, view.features)])[0]
-    pixels = keyframe.table.pixels[keyframe.table.observing()]
+    pixels = keyframe.table.pixels[rows]
     found = predictor.locate(keyframe.features, pixels, view.features)
     return Correspondences(pixels[found.rows], found.pixels, found.confidence)
 
@@ -136,7 +157,9 @@ def track(
     usable = [keyframe for keyframe in references if keyframe.features is not None]
     if not usable:
         return failed_track(0, 'no keyframe left to compare with')
-    links = find_links(usable, [locate_landmarks(keyframe, view, predictor) for keyframe in usable])
+    rows = [sought(keyframe, sparse_map, predictor, config) for keyframe in usable]
+    matches = [locate_landmarks(keyframe, view, own, predictor) for keyframe, own in zip(usable, rows, strict=True)]
+    links = find_links(usable, matches)
     tried = len(links.landmark)
     if tried < config.min_matches:
         return failed_track(tried, f'{tried} matches with the map, {config.min_matches} needed')
@@ -160,7 +183,7 @@ def track(
     if alone and _has_rival(found, points, observed, view, config):
         return failed_track(tried, f'{inliers} matches agree with one place, and others with another that looks alike')
     own = found.inliers & (links.reference == 0)
-    reference_count = max(len(usable[0].table.observing()), 1)
+    reference_count = max(len(rows[0]), 1)
     shift = np.linalg.norm(links.pixels[own] - links.reference_pixels[own], axis=1)
     flow = float(np.median(shift)) / view.camera.width if own.any() else 1.0
     return TrackResult(

@@ -36,9 +36,15 @@ def refine_window(
     frames = [*fixed, *window]
     best = _best_seen(sparse_map, frames, config.window_landmarks)
     result = _refine(
-        sparse_map, frames, [False] * len(fixed) + free, config, 10, only=best, with_covariance=with_covariance
+        sparse_map,
+        frames,
+        [False] * len(fixed) + free,
+        config,
+        config.window_iterations,
+        only=best,
+        with_covariance=with_covariance,
     )
-    _refine(sparse_map, frames, [False] * len(frames), config, 3, only=~best)
+    _refine(sparse_map, frames, [False] * len(frames), config, 2, only=~best)
     covariance = np.zeros((6, 6))
     if result is not None and result.pose_covariance is not None:
         covariance = result.pose_covariance[-1]
