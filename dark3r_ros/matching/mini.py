@@ -83,6 +83,7 @@ class MiniFeatures:
 
 
 _FARTHEST = 0.7  # of a summit from the largest value, in fine pixels
+_LEAST_RIGHT, _MOST_RIGHT = 0.02, 0.98  # bounds of the chance that a keypoint can be found at all
 _REMEMBERED = 400  # pairs whose second order has not been asked for
 
 # Coarse descriptors (C, rows, columns), and logits (1, rows, columns) of the chance that the other frame sees a cell.
@@ -320,6 +321,30 @@ def best_in_window(
     best = _argmax(chance, 1)
     peak = summit(similarity.unflatten(1, (2 * radius + 1, -1)), best)
     return centre - radius + peak, (near_best[best] * chance).sum(1)
+
+
+def likelihoods(
+    a: MiniFeatures, number: Tensor, b: MiniFeatures, centre: Tensor, radius: int, factor: float
+) -> tuple[Tensor, Tensor]:
+    """How likely keypoints of one frame lie at the places of windows in another, by the patches around them.
+
+    Parameters
+    ----------
+    number: (M,) of keypoints of a. centre: (M, 2) whole fine pixels, middles of the windows in b.
+    radius: half side of a window in fine pixels. factor: of similarities before the softmax.
+
+    Returns the logarithm (M, n, n) of the likelihood over that of a place picked blindly, n = 2 radius + 1, rows first,
+    and the same (M,) for places outside: what is left where the keypoint is hidden or misread.
+
+    """
+    home = _xy(a.keypoints[number], a).long()
+    similarity = patch_similarity(
+        _fine_maps(a), home, _fine_maps(b), centre.long(), torch.zeros_like(home[:, 0]), radius
+    )
+    chance = functional.softmax(factor * similarity, dim=1) * similarity.shape[1]
+    right = a.reliability[number].float().clamp(_LEAST_RIGHT, _MOST_RIGHT)[:, None]
+    mixed = (right * chance + 1.0 - right).log()
+    return mixed.unflatten(1, (2 * radius + 1, -1)), (1.0 - right[:, 0]).log()
 
 
 def summit(values: Tensor, best: Tensor) -> Tensor:

@@ -70,7 +70,9 @@ class BundleResult:
 
 
 @dataclass(frozen=True, eq=False)
-class _Linearised:
+class Linearised:
+    """Normal equations of a bundle adjustment: F poses by their left twists, P points, K observations."""
+
     hessian_poses: Array  # (F, 6, 6)
     hessian_points: Array  # (P, 3, 3)
     coupling: Array  # (K, 6, 3)
@@ -82,6 +84,10 @@ _MIN_DEPTH = 1e-6
 # Beyond this many free poses the reduced system is made and factored sparse, unless more of it than a share is filled.
 _DENSE_POSES = 200
 _DENSE_SHARE = 0.3
+# Share of the pairs of pose and point from which dense products are faster than sparse ones, and how much of them is
+# made at a time.
+_FILLED_COUPLING = 0.15
+_DENSE_VALUES = 500_000
 
 
 def _local_points(problem: BundleProblem) -> Array:
@@ -152,12 +158,12 @@ def _jacobians(problem: BundleProblem) -> _Jacobians:
     )
 
 
-def _linearise(problem: BundleProblem) -> _Linearised:
+def _linearise(problem: BundleProblem) -> Linearised:
     found = _jacobians(problem)
     frames, points = len(problem.cameras_from_world), len(problem.points)
     pose_t, point_t = found.by_pose.transpose(0, 2, 1), found.by_point.transpose(0, 2, 1)
     weighted = found.residual[:, :, None]
-    return _Linearised(
+    return Linearised(
         sum_by(problem.frame_index, pose_t @ found.by_pose, frames),
         sum_by(problem.point_index, point_t @ found.by_point, points),
         pose_t @ found.by_point,
@@ -174,10 +180,10 @@ def _block_diagonal_damped(blocks: Array, damping: float) -> Array:
     return result
 
 
-class _Schur:
+class Schur:
     """Reduced system over the free poses for one linearisation; damping may vary."""
 
-    def __init__(self, problem: BundleProblem, system: _Linearised) -> None:
+    def __init__(self, problem: BundleProblem, system: Linearised) -> None:
         self._problem, self._system = problem, system
         self._free = np.flatnonzero(problem.pose_free)
         frames, points = len(problem.cameras_from_world), len(problem.points)
@@ -198,13 +204,35 @@ class _Schur:
         damped = _block_diagonal_damped(system.hessian_points, damping)
         inverse_points = np.linalg.inv(damped).astype(np.float64, copy=False)
         scaled = self._bsr(system.coupling[self._order] @ inverse_points[self._columns], self._coupling.shape)
-        rows = self._rows()
-        matrix = -(scaled.tocsr()[rows] @ self._coupling_t[:, rows]).toarray()
+        if len(self._free) and len(self._columns) > _FILLED_COUPLING * len(self._free) * len(inverse_points):
+            matrix = -self._eliminated(inverse_points)
+        else:
+            rows = self._rows()
+            matrix = -(scaled.tocsr()[rows] @ self._coupling_t[:, rows]).toarray()
         blocks = _block_diagonal_damped(system.hessian_poses[self._free], damping)
         for number, block in enumerate(blocks):
             place = slice(6 * number, 6 * number + 6)
             matrix[place, place] += block
         return matrix, inverse_points, scaled
+
+    def _eliminated(self, inverse_points: Array) -> Array:
+        """W V^-1 W^T (6f, 6f) with dense blocks of points: the way for points that many views see."""
+        free, size = self._free, 6 * len(self._free)
+        place = np.full(len(self._problem.cameras_from_world), -1)
+        place[free] = np.arange(len(free))
+        pose, point = place[self._problem.frame_index], self._problem.point_index
+        roots = self._system.coupling @ np.linalg.cholesky(inverse_points)[point]
+        order = np.argsort(point, kind='stable')
+        order = order[pose[order] >= 0]
+        chunk = max(1, _DENSE_VALUES // (3 * size))
+        total = np.zeros((size, size))
+        for begin in range(0, len(inverse_points), chunk):
+            rows = order[slice(*np.searchsorted(point[order], (begin, begin + chunk)))]
+            block = np.zeros((len(free), 6, min(chunk, len(inverse_points) - begin), 3))
+            block[pose[rows], :, point[rows] - begin] = roots[rows]
+            flat = block.reshape(size, -1)
+            total += flat @ flat.T
+        return total
 
     def _reduced_sparse(self, damping: float) -> tuple[sparse.csc_matrix, Array, sparse.bsr_matrix]:
         """The same over all poses (6F, 6F), one where they are fixed: few of many views share points."""
@@ -284,7 +312,8 @@ def _factored(matrix: sparse.csc_matrix) -> Callable[[Array], Array] | None:
     return lower_upper.solve if (lower_upper.U.diagonal() > 0).all() else None
 
 
-def _moved(problem: BundleProblem, twists: Array, moves: Array) -> BundleProblem:
+def moved(problem: BundleProblem, twists: Array, moves: Array) -> BundleProblem:
+    """The problem after a step: left twists (F, 6) of the free poses and moves (P, 3) of the points."""
     poses = problem.cameras_from_world.copy()
     for frame in np.flatnonzero(problem.pose_free):
         poses[frame] = se3.exp(twists[frame]) @ poses[frame]
@@ -301,12 +330,12 @@ def adjust(
     """
     cost, residuals = _cost(problem)
     before, damping, iterations = cost, 1e-4, 0
-    schur = _Schur(problem, _linearise(problem))
+    schur = Schur(problem, _linearise(problem))
     while iterations < max_iterations:
         iterations += 1
         step = schur.step(damping)
         if step is not None:
-            trial = _moved(problem, *step)
+            trial = moved(problem, *step)
             trial_cost, trial_residuals = _cost(trial)
         if step is None or not trial_cost < cost:
             damping *= 8.0
@@ -318,7 +347,7 @@ def adjust(
         damping = max(damping / 4.0, 1e-9)
         if gained < tolerance:
             break
-        schur = _Schur(problem, _linearise(problem))
+        schur = Schur(problem, _linearise(problem))
     covariance = None
     if with_covariance:
         covariance = _scaled_covariance(problem, residuals)
@@ -330,7 +359,7 @@ def _scaled_covariance(problem: BundleProblem, residuals: Array) -> Array:
     finite = np.minimum(residuals[np.isfinite(residuals)], 3.0 * problem.robust_width)
     free = 2 * len(finite) - 3 * len(problem.points) - 6 * int(problem.pose_free.sum())
     variance = float((finite**2).sum()) / max(free, 1)
-    return variance * _Schur(problem, _linearise(problem)).covariance()
+    return variance * Schur(problem, _linearise(problem)).covariance()
 
 
 def focal_step(problem: BundleProblem, damping: float = 1e-6) -> tuple[float, float] | None:
@@ -343,7 +372,7 @@ def focal_step(problem: BundleProblem, damping: float = 1e-6) -> tuple[float, fl
     focal = found.by_focal[:, :, None]
     poses = sum_by(problem.frame_index, (found.by_pose.transpose(0, 2, 1) @ focal)[:, :, 0], frames)
     places = sum_by(problem.point_index, (found.by_point.transpose(0, 2, 1) @ focal)[:, :, 0], points)
-    solved = _Schur(problem, _linearise(problem)).solve(damping, poses, places)
+    solved = Schur(problem, _linearise(problem)).solve(damping, poses, places)
     if solved is None:
         return None
     # What of the derivative by the focal length the other unknowns cannot imitate.

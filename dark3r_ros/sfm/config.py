@@ -69,5 +69,8 @@ class SfmConfig(Config):
         0.3, 'Smallest triangulation angle of a point.', unit='deg', minimum=0.0, maximum=20.0
     )
     rematch_rounds: int = setting(1, 'Rounds of guided matching with known poses.', minimum=0, maximum=10)
+    pool: bool = setting(
+        True, 'Adjust the poses a last time by the likelihood of all places, with a predictor that can (mini).'
+    )
     dense: bool = setting(True, 'Make depth maps and a dense cloud, with a predictor that can (mini).')
     seed: int = setting(0, 'Seed of everything random.', minimum=0)

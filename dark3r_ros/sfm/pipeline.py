@@ -28,6 +28,7 @@ from dark3r_ros.sfm.fusion import fuse
 from dark3r_ros.sfm.graph import pair_graph, poor_views
 from dark3r_ros.sfm.late import pose_remaining, supported
 from dark3r_ros.sfm.pairs import VerifiedPair, match_pair
+from dark3r_ros.sfm.pooled import pooled
 from dark3r_ros.sfm.progress import Progress, Ticker, cpu_workers, ordered_map, quiet
 from dark3r_ros.sfm.refine import Refined, refine
 from dark3r_ros.sfm.rematch import rematch, rematched_tracks
@@ -37,17 +38,19 @@ from dark3r_ros.sfm.spill import spilled
 from dark3r_ros.sfm.start import first_poses
 from dark3r_ros.sfm.store import PairStore
 from dark3r_ros.sfm.tracks import Tracks, build_tracks, merge_stars
-from dark3r_ros.sfm.triangulation import Structure
+from dark3r_ros.sfm.triangulation import Structure, triangulate_tracks
 from dark3r_ros.sfm.views import View, take_views
 from dark3r_ros.types import DepthMap, Frame, Reconstruction
 
 Array = NDArray[np.float64]
 
-STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late', 'dense')
+STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late', 'pool', 'dense')
 # More views than these are not asked how sure their poses are: that grows with their cube.
 _COVARIANCE_VIEWS = 200
 # Features of this many views are held in memory, 0.5 GB at 320x240; those of further ones lie on disk.
 _HELD_VIEWS = 300
+# Poses that pool evidence are refused when fewer than this share of the observations agrees with them.
+_POOLED_SHARE = 0.9
 # Matches that move less than this show no motion of the camera.
 _STILL_PX = 0.5
 # Settings that the pairs depend on.
@@ -131,6 +134,7 @@ class SfmRun:
         with self._timed('adjust'):
             self._check_focal(tracks, refined, views)
             refined = self._with_covariance(tracks, refined, views)
+        refined = self._pooled(tracks, refined, views)
         return self._finish(views, refined.poses, refined.structure, tracks, reasons)
 
     # ------------------------------------------------------------------ stages
@@ -260,6 +264,21 @@ class SfmRun:
         )
         self.covariance = last.covariance
         return last
+
+    def _pooled(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> Refined:
+        """Poses that pool the evidence of all matches, weak ones too, unless fewer points agree with them."""
+        if not (self.config.pool and isinstance(self.predictor, MiniPredictor)):
+            return refined
+        with self._timed('pool'):
+            poses = pooled(views, refined.poses, refined.structure, self.predictor)
+            if poses is None:
+                return refined
+            parallax, focal = np.radians(self.config.min_parallax), float(np.median([views[n].focal for n in poses]))
+            structure = triangulate_tracks(tracks, poses, focal, self.config.max_error, parallax)
+        before, after = len(refined.structure.tracks.point), len(structure.tracks.point)
+        taken = after >= _POOLED_SHARE * before
+        self.notes['pooled'] = {'taken': taken, 'observations_before': before, 'observations_after': after}
+        return replace(refined, poses=poses, structure=structure) if taken else refined
 
     def _wanted_focal(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> FocalCheck | None:
         parallax = np.radians(self.config.min_parallax)

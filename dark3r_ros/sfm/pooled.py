@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adjustment by all that the pictures say: poses and points that pool the evidence of weak matches.
+
+A match is a decision: the best place in a window, taken for one descriptor alone, and in the dark most of them are
+wrong. Here nothing is decided for one place. How well each place of a window fits is kept as a surface of likelihood,
+and poses and points move to where the sum of all surfaces is highest: places that none of them would find alone count
+together, an edge holds its place across but not along, and what fits nowhere says nothing.
+
+The robust likelihood follows the mixture of Triggs et al., Bundle Adjustment - A Modern Synthesis, 2000, section 3.3;
+surfaces in place of positions follow Lindenberger et al., Pixel-Perfect Structure-from-Motion, 2021, section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import spline_filter1d
+
+from dark3r_ros.geometry import se3
+from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor, likelihoods
+from dark3r_ros.model.mini import FINE
+from dark3r_ros.sfm.bundle import BundleProblem, Linearised, Schur, moved, sum_by
+from dark3r_ros.sfm.rematch import neighbours, project
+from dark3r_ros.sfm.triangulation import Structure, pose_table
+from dark3r_ros.sfm.views import View
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PooledOptions:
+    """How evidence is pooled.
+
+    Attributes
+    ----------
+    neighbours: views that each anchor is looked for in. radius: half side of a window in fine pixels.
+    steps: most steps towards the summit. per_view: points centred in each view, `fewest` where there are so many views
+    that all of them would make more than `surfaces`. Fewer make poses worse than their matches do.
+
+    """
+
+    neighbours: int = 12
+    radius: int = 4
+    steps: int = 8
+    per_view: int = 600
+    fewest: int = 400
+    surfaces: int = 1_000_000
+
+    def points(self, views: int) -> int:
+        """Points of each of so many views that are pooled; 0 where there are too many views."""
+        most = min(self.per_view, self.surfaces // (self.neighbours * max(views, 1)))
+        return most if most >= self.fewest else 0
+
+
+_CENTRE_SIGMA = 0.1  # an anchor lies where it lies: expected error in pixels
+_LEAST_CURVATURE = 1e-6
+_FAR_OFF = 1e3  # residual of an anchor whose point came to lie behind it: no step may do that
+_ASIDE = 1e-4  # step of numerical derivatives in normalised coordinates
+_BEHIND = -1e6  # pixels of what lies behind a camera: outside of every window
+
+
+@dataclass(frozen=True, eq=False)
+class Surfaces:
+    """Log-likelihoods of places around a projection, K of them, as splines.
+
+    Attributes
+    ----------
+    coefficients: (K, n, n) of cubic B-splines, rows first, one value a fine pixel. centre: (K, 2) fine pixels (x, y).
+    nothing: (K,) the value where the window says nothing.
+
+    """
+
+    coefficients: NDArray[np.float32]
+    centre: Array
+    nothing: Array
+
+    def look(self, pixels: Array) -> tuple[Array, Array, Array]:
+        """Value (K,), gradient (K, 2) and curvature (K, 2, 2), by pixels, at pixels (K, 2) of the planes."""
+        side = self.coefficients.shape[1]
+        place = (pixels - (FINE - 1) / 2) / FINE - self.centre + side // 2
+        inside = ((place >= 1) & (place <= side - 2)).all(axis=1)
+        place = np.where(inside[:, None], place, 1.0)
+        start = np.minimum(np.floor(place).astype(np.int64), side - 3)
+        rest = place - start
+        row = np.arange(len(place))[:, None, None]
+        near = np.arange(-1, 3)
+        four = self.coefficients[row, (start[:, 1:] + near)[:, :, None], (start[:, :1] + near)[:, None, :]]
+        x, y = (_basis(rest[:, axis]) for axis in (0, 1))
+        rows = np.einsum('kij,dkj->dki', four, x)  # value and derivatives along x, by row
+        value = np.einsum('ki,ki->k', rows[0], y[0])
+        gradient = np.stack([np.einsum('ki,ki->k', rows[1], y[0]), np.einsum('ki,ki->k', rows[0], y[1])], axis=1)
+        xy = np.einsum('ki,ki->k', rows[1], y[1])
+        xx, yy = np.einsum('ki,ki->k', rows[2], y[0]), np.einsum('ki,ki->k', rows[0], y[2])
+        curvature = np.stack([np.stack([xx, xy], axis=1), np.stack([xy, yy], axis=1)], axis=1)
+        return (
+            np.where(inside, value, self.nothing),
+            gradient * inside[:, None] / FINE,
+            curvature * inside[:, None, None] / FINE**2,
+        )
+
+
+def _basis(t: Array) -> Array:
+    """Weights (3, K, 4) of the four nearest coefficients at t in [0, 1]: value, first and second derivative."""
+    one = 1.0 - t
+    value = [one**3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (3 * one**3 - 6 * one**2 + 4) / 6, t**3 / 6]
+    first = [-(one**2) / 2, (3 * t**2 - 4 * t) / 2, -(3 * one**2 - 4 * one) / 2, t**2 / 2]
+    second = [one, 3 * t - 2, 3 * one - 2, t]
+    return np.stack([np.stack(part, axis=1) for part in (value, first, second)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """Points and where they are looked for; the first P observations are the anchors at their own pixels.
+
+    Attributes
+    ----------
+    problem: poses, points and, as observations (P, 2), the anchors. views: of all.
+    frame, point: (K,) of the surfaces. surfaces: in the order of these.
+
+    """
+
+    problem: BundleProblem
+    views: Sequence[View]
+    frame: Index
+    point: Index
+    surfaces: Surfaces
+
+
+def pooled(
+    views: Sequence[View],
+    poses: Mapping[int, Array],
+    structure: Structure,
+    predictor: MiniPredictor,
+    options: PooledOptions | None = None,
+) -> dict[int, Array] | None:
+    """Poses (camera_from_world by view) moved to where the pictures fit each other best, points with them.
+
+    Only points centred on anchors take part. The gauge is held by the damping: nothing drifts far in a few steps.
+    None where there are no such points, or more views than the options allow.
+    """
+    options = options or PooledOptions()
+    per_view = options.points(len(poses))
+    chosen = _anchored(structure, per_view)
+    graph = neighbours(structure, poses, options.neighbours)
+    if not len(chosen) or not any(graph.values()):
+        return None
+    scene = _scene(views, poses, structure, chosen, graph, predictor, options.radius)
+    problem = _climb(scene, options.steps)
+    return {number: se3.normalised(problem.cameras_from_world[number]) for number in sorted(poses)}
+
+
+def _anchored(structure: Structure, per_view: int) -> Index:
+    """Points (P,) centred on anchors, those of each view that most views see."""
+    tracks = structure.tracks
+    counts = np.bincount(tracks.point, minlength=len(tracks))
+    view = tracks.view[tracks.centre]
+    order = np.lexsort((-counts, view))
+    order = order[tracks.anchor[order] >= 0]
+    rank = np.arange(len(order)) - np.searchsorted(view[order], view[order])
+    return np.sort(order[rank < per_view])
+
+
+def _scene(
+    views: Sequence[View],
+    poses: Mapping[int, Array],
+    structure: Structure,
+    chosen: Index,
+    graph: Mapping[int, Sequence[int]],
+    predictor: MiniPredictor,
+    radius: int,
+) -> _Scene:
+    tracks = structure.tracks
+    centre = tracks.centre[chosen]
+    home, anchor, points = tracks.view[centre], tracks.anchor[chosen], structure.points[chosen]
+    frames, numbers, parts = [], [], []
+    for number in sorted(poses):
+        mine = np.flatnonzero(home == number)
+        for other in graph[number]:
+            seen, part = _looked_for(
+                views, (number, other), poses[other], anchor[mine], points[mine], predictor, radius
+            )
+            parts.append(part)
+            frames.append(np.full(len(seen), other))
+            numbers.append(mine[seen])
+    coefficients, middle, nothing = (np.concatenate([part[field] for part in parts]) for field in range(3))
+    for axis in (1, 2):
+        coefficients = spline_filter1d(coefficients, axis=axis, mode='mirror', output=np.float32)
+    count = max(poses) + 1
+    free = np.zeros(count, dtype=bool)
+    free[list(poses)] = True
+    frame, point = np.concatenate(frames), np.concatenate(numbers)
+    problem = BundleProblem(
+        pose_table(poses, count),
+        free,
+        points,
+        np.concatenate([home, frame]),
+        np.concatenate([np.arange(len(chosen)), point]),
+        tracks.normalised[centre],
+        float(np.median([views[number].focal for number in poses])),
+    )
+    return _Scene(problem, views, frame, point, Surfaces(coefficients, middle, nothing))
+
+
+def _looked_for(
+    views: Sequence[View],
+    pair: tuple[int, int],
+    camera_from_world: Array,
+    anchor: Index,
+    points: Array,
+    predictor: MiniPredictor,
+    radius: int,
+) -> tuple[Index, tuple[NDArray[np.float32], Array, NDArray[np.float32]]]:
+    """Which anchors (M,) of the first view fall into the second, and their surfaces, middles and values outside."""
+    own, theirs = (cast(MiniFeatures, views[number].features) for number in pair)
+    middle = np.rint((project(views[pair[1]], camera_from_world, points) - (FINE - 1) / 2) / FINE)
+    limit = (np.array(theirs.size) - 1) // FINE
+    seen = np.flatnonzero(np.isfinite(middle).all(axis=1) & (middle >= 0).all(axis=1) & (middle <= limit).all(axis=1))
+    with torch.inference_mode():
+        rows, centre = (torch.from_numpy(part).to(predictor.device) for part in (anchor[seen], middle[seen]))
+        surface, nothing = likelihoods(own, rows, theirs, centre, radius, predictor.fine_factor)
+    return seen, (surface.cpu().numpy(), middle[seen], nothing.cpu().numpy())
+
+
+def _climb(scene: _Scene, steps: int) -> BundleProblem:
+    """Levenberg-Marquardt towards the highest likelihood."""
+    problem, damping = scene.problem, 1e-4
+    cost = _cost(scene, problem)
+    schur = Schur(problem, _linearise(scene, problem))
+    for _ in range(steps):
+        step = schur.step(damping)
+        trial = moved(problem, *step) if step is not None else problem
+        trial_cost = _cost(scene, trial) if step is not None else np.inf
+        if not trial_cost < cost:
+            damping *= 8.0
+            continue
+        gained = cost - trial_cost
+        problem, cost, damping = trial, trial_cost, max(damping / 4.0, 1e-9)
+        if gained < 1e-5 * abs(cost):
+            break
+        schur = Schur(problem, _linearise(scene, problem))
+    return problem
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Pixels (K, 2) of points in views, and their derivatives (K, 2, 3) by the point in the frame of the camera."""
+
+    pixels: Array
+    by_local: Array
+    local: Array
+
+
+def _projected(scene: _Scene, problem: BundleProblem, frame: Index, point: Index) -> _Seen:
+    poses = problem.cameras_from_world[frame]
+    local = np.einsum('kij,kj->ki', poses[:, :3, :3], problem.points[point]) + poses[:, :3, 3]
+    front = local[:, 2] > 1e-6
+    safe = np.where(front[:, None], local, (0.0, 0.0, 1.0))
+    flat = np.column_stack([safe[:, :2] / safe[:, 2:], np.ones(len(safe))])
+    pixels, by_flat = np.zeros((len(frame), 2)), np.zeros((len(frame), 2, 2))
+    for number in np.unique(frame):
+        mine = frame == number
+        camera = scene.views[number].camera
+        assert camera is not None
+        pixels[mine], by_flat[mine] = _bent(camera, flat[mine])
+    pixels[~front] = _BEHIND
+    return _Seen(pixels, by_flat @ _flattened(safe), local)
+
+
+def _bent(camera: Camera, flat: Array) -> tuple[Array, Array]:
+    """Pixels (K, 2) of rays (K, 3) with z one, and their derivatives (K, 2, 2) by x and y."""
+    pixels = camera.project(flat)
+    if not camera.distorted:
+        return pixels, np.broadcast_to(np.diag([camera.fx, camera.fy]), (len(flat), 2, 2))
+    aside = [camera.project(flat + _ASIDE * np.eye(3)[axis]) - pixels for axis in range(2)]
+    return pixels, np.stack(aside, axis=2) / _ASIDE
+
+
+def _flattened(local: Array) -> Array:
+    """Derivatives (K, 2, 3) of x/z and y/z by points (K, 3)."""
+    inverse = 1.0 / local[:, 2]
+    result = np.zeros((len(local), 2, 3))
+    result[:, 0, 0] = result[:, 1, 1] = inverse
+    result[:, :, 2] = -local[:, :2] * inverse[:, None] ** 2
+    return result
+
+
+def _centre_residual(scene: _Scene, problem: BundleProblem) -> tuple[Array, _Seen]:
+    """How far points project from their anchors, in units of the expected error (P, 2)."""
+    poses = problem.cameras_from_world[problem.frame_index[: len(problem.points)]]
+    local = np.einsum('kij,kj->ki', poses[:, :3, :3], problem.points) + poses[:, :3, 3]
+    front = local[:, 2] > 1e-6
+    safe = np.where(front[:, None], local, (0.0, 0.0, 1.0))
+    scale = problem.focal / _CENTRE_SIGMA
+    residual = scale * (safe[:, :2] / safe[:, 2:] - problem.observations)
+    residual[~front] = _FAR_OFF
+    return residual, _Seen(residual, scale * _flattened(safe), local)
+
+
+def _cost(scene: _Scene, problem: BundleProblem) -> float:
+    value, _, _ = scene.surfaces.look(_projected(scene, problem, scene.frame, scene.point).pixels)
+    residual, _ = _centre_residual(scene, problem)
+    return 0.5 * float((residual**2).sum()) - float(value.sum())
+
+
+def _linearise(scene: _Scene, problem: BundleProblem) -> Linearised:
+    """Normal equations: what a step of Newton needs, with curvatures made positive."""
+    seen = _projected(scene, problem, scene.frame, scene.point)
+    _, gradient, curvature = scene.surfaces.look(seen.pixels)
+    residual, centre = _centre_residual(scene, problem)
+    count = len(residual)
+    information = np.concatenate([np.broadcast_to(np.eye(2), (count, 2, 2)), _positive(-curvature)])
+    slope = np.concatenate([residual, -gradient])
+    by_local = np.concatenate([centre.by_local, seen.by_local])
+    local = np.concatenate([centre.local, seen.local])
+    by_pose = np.concatenate([by_local, -by_local @ se3.hat(local)], axis=2)
+    by_pose *= problem.pose_free[problem.frame_index][:, None, None]
+    by_point = by_local @ problem.cameras_from_world[problem.frame_index][:, :3, :3]
+    pose_t, point_t = by_pose.transpose(0, 2, 1), by_point.transpose(0, 2, 1)
+    frames, points = len(problem.cameras_from_world), len(problem.points)
+    bent = information @ by_point
+    return Linearised(
+        sum_by(problem.frame_index, pose_t @ information @ by_pose, frames),
+        sum_by(problem.point_index, point_t @ bent, points),
+        pose_t @ bent,
+        sum_by(problem.frame_index, (pose_t @ slope[:, :, None])[:, :, 0], frames),
+        sum_by(problem.point_index, (point_t @ slope[:, :, None])[:, :, 0], points),
+    )
+
+
+def _positive(matrices: Array) -> Array:
+    """Symmetric matrices (K, 2, 2) with eigenvalues below zero made next to nothing."""
+    values, vectors = np.linalg.eigh(matrices)
+    return np.asarray((vectors * np.maximum(values, _LEAST_CURVATURE)[:, None]) @ vectors.transpose(0, 2, 1))
