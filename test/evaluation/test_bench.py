@@ -21,7 +21,7 @@ from dark3r_ros.evaluation.bench import device, machine, page, profiles, speed
 from dark3r_ros.evaluation.bench.alone import alone
 from dark3r_ros.evaluation.bench.cells import Cell, CellStore, Measured
 from dark3r_ros.evaluation.bench.layout import Choice, Table, markdown_table, plain
-from dark3r_ros.evaluation.bench.poses import METHODS, ladder_cells, ladder_text
+from dark3r_ros.evaluation.bench.poses import METHODS, depth_figures, ladder_cells, ladder_text
 from dark3r_ros.evaluation.bench.tables import TABLES
 from dark3r_ros.evaluation.scenes import open_scene
 from dark3r_ros.matching.mini import MiniPredictor
@@ -204,6 +204,20 @@ def test_work_alone_has_a_memory_of_its_own():
         alone(open_scene, 'moon')
     with pytest.raises(ReconstructionError, match='ended with 7'):
         alone(os._exit, 7)
+
+
+def test_depths_are_scored_in_the_scale_of_the_poses():
+    truth = np.full((2, 4, 5), 3.0)
+    truth[:, 2:] = 9.0
+    depth = truth / 2.0
+    depth[:, :1], depth[0, 3] = 0.0, 9.0  # the holes lie in what is near: the ratio of medians is not two
+    sure = np.where(depth == 9.0, 0.2, 0.9)
+    figures = depth_figures(depth, sure, truth, 2.0)
+    assert figures['share'] == 0.75 and figures['sure_share'] == 0.625
+    assert figures['abs_rel'] == pytest.approx(5 / 30) and figures['sure_abs_rel'] == pytest.approx(0.0)
+    assert figures['delta'] == pytest.approx(25 / 30) and figures['sure_delta'] == 1.0
+    lost = depth_figures(depth, np.zeros_like(sure), truth, 2.0)
+    assert np.isnan(lost['sure_abs_rel']) and lost['sure_share'] == 0.0
 
 
 def row_of(method, snr, ate, posed=12):

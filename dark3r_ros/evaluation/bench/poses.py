@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dark3r_ros.config import to_mapping
 from dark3r_ros.evaluation import ladder
@@ -23,6 +24,7 @@ from dark3r_ros.evaluation.evaluate import evaluate_result
 from dark3r_ros.evaluation.external import ExternalMethod
 from dark3r_ros.evaluation.matches import score_matches
 from dark3r_ros.evaluation.scenes import SIMULATED, KeptScene, Scene, SimulatedScene, open_scene
+from dark3r_ros.evaluation.trajectory_metrics import score_trajectory
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.registry import make_predictor
@@ -238,25 +240,42 @@ def depth_cells(choice: Choice) -> Iterator[Cell]:
 def _depth(config: SimulationConfig, predictor: str) -> dict[str, Any]:
     """Depths of `dark3r sfm` with its own poses; one scale for the whole scene, as poses have only one."""
     run = SfmRun(SfmConfig(), make_predictor(predictor, mini=OFFLINE_MINI))
-    truths = []
+    simulation, truths = simulate(config), []
 
     def frames() -> Iterator[Frame]:
-        for made in simulate(config):
+        for made in simulation:
             truths.append(made.depth)
             yield made.frame
 
-    reconstruction = run(frames())
-    found, true, sure = [], [], []
-    for number, depth in run.depths.items():
-        estimate, truth = np.asarray(depth.depth), truths[number]
-        if truth is None or estimate.shape != truth.shape:
-            continue
-        found.append(estimate)
-        true.append(truth)
-        sure.append(np.asarray(depth.confidence))
-    figures: dict[str, Any] = {'posed': len(reconstruction.trajectory()), 'frames': len(truths)}
-    if found:
-        scores = score_depth(np.stack(found), np.stack(true))
-        figures |= {'abs_rel': scores.abs_rel, 'delta': scores.delta}
-        figures['share'] = scores.pixels / int((np.stack(true) > 0).sum())
+    trajectory = run(frames()).trajectory()
+    figures: dict[str, Any] = {'posed': len(trajectory), 'frames': len(truths)}
+    poses = {config.stamp_ns(number): simulation.pose(number) for number in range(len(truths))}
+    if len(trajectory) < 3:
+        return figures
+    true_poses = np.stack([poses[int(stamp)] for stamp in trajectory.stamps_ns])
+    alignment = score_trajectory(trajectory.stamps_ns, trajectory.world_from_camera, true_poses).alignment
+    pairs = [(depth, truths[number]) for number, depth in run.depths.items()]
+    found = [(depth, truth) for depth, truth in pairs if truth is not None]
+    if alignment is None or not found:
+        return figures
+    return figures | depth_figures(
+        np.stack([np.asarray(depth.depth) for depth, _ in found]),
+        np.stack([np.asarray(depth.confidence) for depth, _ in found]),
+        np.stack([truth for _, truth in found]),
+        alignment.scale,
+    )
+
+
+def depth_figures(
+    depth: NDArray[np.floating], confidence: NDArray[np.floating], truth: NDArray[np.floating], scale: float
+) -> dict[str, float]:
+    """Errors of depths (V, h, w) times the scale of their poses, and of those that are more sure than not.
+
+    The scale that makes the medians equal is another one wherever what has no depth is not like the rest.
+    """
+    figures: dict[str, float] = {}
+    for name, kept in (('', depth), ('sure_', np.where(confidence > 0.5, depth, 0.0))):
+        scores = score_depth(kept, truth, scale)
+        share = scores.pixels / max(int((truth > 0).sum()), 1)
+        figures |= {f'{name}abs_rel': scores.abs_rel, f'{name}delta': scores.delta, f'{name}share': share}
     return figures

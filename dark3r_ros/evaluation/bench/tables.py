@@ -52,7 +52,7 @@ TABLES: dict[str, Table] = {
         ),
         Table(
             'depth',
-            'Depth of `dark3r sfm` with its own poses, one scale a scene',
+            'Depth of `dark3r sfm` with its own poses, in the scale of the poses',
             'AbsRel 0.10 or less, delta < 1.25 for 93 % or more',
             depth_cells,
             plain(
@@ -62,6 +62,9 @@ TABLES: dict[str, Table] = {
                     'abs_rel': ('AbsRel', '{:.3f}'),
                     'delta': ('delta < 1.25', '{:.1%}'),
                     'share': ('pixels with a depth', '{:.0%}'),
+                    'sure_abs_rel': ('confidence > 0.5: AbsRel', '{:.3f}'),
+                    'sure_delta': ('delta', '{:.1%}'),
+                    'sure_share': ('pixels', '{:.0%}'),
                 }
             ),
         ),
