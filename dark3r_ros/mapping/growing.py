@@ -116,21 +116,28 @@ class Growth:
     ) -> Iterator[list[Event]]:
         """Make a keyframe a part of the map, one piece of the work at a time."""
         predictor, match = self._predictor, self._predictor.match
-        if isinstance(predictor, Locator) and not self._config.cross_view:
-            match = predictor.match_alone
+        whole = len(neighbours)
+        if isinstance(predictor, Locator):
+            whole = self._config.whole_neighbours
+            match = match if self._config.cross_view else predictor.match_alone
         # All matches come first: a new landmark is seen from the widest angle that any of the neighbours offers.
         partners: list[Keyframe] = []
         matches: list[Correspondences] = []
-        for neighbour in neighbours:
+        for neighbour in neighbours[:whole]:
             if neighbour.features is not None:
                 with self._timed('keyframe'):
-                    if len(partners) < self._config.whole_neighbours or not isinstance(predictor, Locator):
-                        matches += match([(neighbour.features, keyframe.features)])
-                    else:
-                        rows = sought(neighbour, submap.map, predictor, self._config)
-                        matches.append(locate_landmarks(neighbour, keyframe, rows, predictor))
+                    matches += match([(neighbour.features, keyframe.features)])
                 partners.append(neighbour)
                 yield []
+        # To look for landmarks in all the others takes about as long as to match one as a whole.
+        for neighbour in neighbours[whole:]:
+            if neighbour.features is not None:
+                with self._timed('keyframe'):
+                    rows = sought(neighbour, submap.map, predictor, self._config)
+                    matches.append(locate_landmarks(neighbour, keyframe, rows, predictor))
+                partners.append(neighbour)
+        if neighbours[whole:]:
+            yield []
         with self._timed('keyframe'):
             submap.map.keyframes.append(keyframe)
             link_matched(submap.map, keyframe, partners, matches, self._config, view)
@@ -140,12 +147,12 @@ class Growth:
         submap.baseline = self._first_seen(submap, keyframe)
         submap.archive.retire(submap.map)
         yield [keyframe_added(keyframe, submap), keyframes_moved(moved, submap)]
+        events: list[Event] = []
         if self._config.loops:
             with self._timed('loops'):
                 evidence = self.gate.consider(keyframe, submap, self._atlas.submaps)
                 events = self._close(evidence, submap) if evidence else []
-            yield events
-        yield self._stretch()
+        yield [*events, *self._stretch()]
         self._enforce()
 
     def _first_seen(self, submap: Submap, keyframe: Keyframe) -> TrackResult | None:

@@ -70,7 +70,7 @@ def _picture(planes: Planes) -> NDArray[np.uint8]:
     if not height or not width:
         return display_image(planes)
     rows = planes.values[:, 0:height:2] + planes.values[:, 1:height:2]
-    return display_image(replace(planes, values=0.25 * (rows[..., 0:width:2] + rows[..., 1:width:2])))
+    return display_image(replace(planes, values=np.float32(0.25) * (rows[..., 0:width:2] + rows[..., 1:width:2])))
 
 
 class Intake:
