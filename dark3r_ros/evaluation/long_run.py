@@ -24,6 +24,7 @@ from dark3r_ros.evaluation.evaluate import evaluate_result
 from dark3r_ros.evaluation.scenes import SIMULATED
 from dark3r_ros.geometry.align import umeyama
 from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.events import Event, FramePosed
 from dark3r_ros.mapping.metric import estimate_scale
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.registry import make_predictor
@@ -52,6 +53,10 @@ class LongRun:
     def is_dark(self, index: int) -> bool:
         """Whether a frame has no light."""
         return 0 <= index / self.simulation.rate - self.dark_at < self.dark_seconds
+
+    def is_lit_again(self, index: int) -> bool:
+        """Whether a frame comes after the blackout."""
+        return self.dark_seconds > 0 and index / self.simulation.rate >= self.dark_at + self.dark_seconds
 
     def frames(self) -> Iterator[SimulatedFrame]:
         """Frames of the drive, black where the light is out."""
@@ -98,7 +103,7 @@ def drive(run: LongRun, output: Path, predictor: str = 'mini') -> dict[str, Any]
     times: list[tuple[float, float, float]] = []
     latencies: list[float] = []
     memory: list[tuple[float, float]] = []
-    states: list[int] = []
+    recovered: float | None = None
     for number, made in enumerate(run.frames()):
         assert made.world_from_camera is not None and made.odometry is not None
         stamp = made.frame.stamp_ns
@@ -108,14 +113,15 @@ def drive(run: LongRun, output: Path, predictor: str = 'mini') -> dict[str, Any]
         clock = [time.thread_time()]
         prepared = pipeline.prepare(made.frame)
         clock.append(time.thread_time())
-        pipeline.pose(prepared)
+        events = pipeline.pose(prepared)
         clock.append(time.thread_time())
-        pipeline.work()
+        events += pipeline.work()
         clock.append(time.thread_time())
+        if recovered is None and run.is_lit_again(number) and _in_map(events, stamp):
+            recovered = number / run.simulation.rate - run.dark_at - run.dark_seconds
         times.append((clock[1] - clock[0], clock[2] - clock[1], clock[3] - clock[2]))
         latencies.append(schedule.latency(number, *times[-1]))
         status = pipeline.status()
-        states.append(int(status.state))
         if number % 100 == 99:
             memory.append((_resident_mb(), status.map_bytes / 1e6))
             print(f'{number + 1} frames, {status.posed} posed, {status.message}, {memory[-1]} MB', file=sys.stderr)
@@ -132,7 +138,7 @@ def drive(run: LongRun, output: Path, predictor: str = 'mini') -> dict[str, Any]
         'latency_p50_ms': 1e3 * float(np.median(latencies)),
         'latency_p95_ms': 1e3 * float(np.percentile(latencies, 95)),
         'late_for_the_queue': schedule.dropped,
-        'recovered_after_s': _recovery(run, pipeline, truth),
+        'recovered_after_s': recovered,
         'memory_mb': memory,
         'keyframes': status.keyframes,
         'submaps': status.submaps,
@@ -180,12 +186,9 @@ def _extent(poses: Array) -> float:
     return float(np.linalg.norm(centres[:, None] - centres[None], axis=2).max())
 
 
-def _recovery(run: LongRun, pipeline: MappingPipeline, truth: Sequence[tuple[int, Array]]) -> float | None:
-    """Seconds of light after the blackout until a frame has a pose in the map again; None where none has."""
-    lit = truth[0][0] + round((run.dark_at + run.dark_seconds) * 1e9)
-    posed = pipeline.reconstruction().trajectory().stamps_ns
-    after = posed[posed >= lit]
-    return float(after[0] - lit) / 1e9 if run.dark_seconds > 0 and len(after) else None
+def _in_map(events: Sequence[Event], stamp_ns: int) -> bool:
+    """Whether a frame has a pose in the map, be it that its submap has just been joined."""
+    return any(isinstance(event, FramePosed) and event.submap == 0 and event.stamp_ns == stamp_ns for event in events)
 
 
 def _resident_mb() -> float:
