@@ -75,7 +75,7 @@ class _Data:
             depth, confidence = agreed_depths(views) if voted else (views.depth, views.confidence)
             self.depth = torch.from_numpy(depth.reshape(count, -1)).to(device) / box.scale
             self.confidence = torch.from_numpy(confidence.reshape(count, -1)).to(device)
-            self.depth_site = _depth_sites(views).to(device)
+            self.depth_site = _depth_sites(views, *depth.shape[1:]).to(device)
 
     def targets(self, view: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
         """Observed values (R, 3) and which of them were measured (R, 3)."""
@@ -86,10 +86,8 @@ class _Data:
         return observed * mask, known * mask
 
 
-def _depth_sites(views: Views) -> Tensor:
-    """Pixel of the depth image (h * w) behind each pixel (H * W) of a view."""
-    assert views.depth is not None
-    height, width = views.depth.shape[1:]
+def _depth_sites(views: Views, height: int, width: int) -> Tensor:
+    """Pixel of a depth image (height * width) behind each pixel (H * W) of a view."""
     rows = ((torch.arange(views.camera.height) + 0.5) * height / views.camera.height).long()
     columns = ((torch.arange(views.camera.width) + 0.5) * width / views.camera.width).long()
     return (rows[:, None] * width + columns).ravel()

@@ -6,7 +6,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dark3r_ros.nerf import agreement
 from dark3r_ros.nerf.agreement import agreed_depths
+from dark3r_ros.nerf.config import NerfConfig
+from dark3r_ros.nerf.trainer import Trainer
 
 
 @pytest.fixture
@@ -77,3 +80,15 @@ def test_no_depth_in_a_view_is_no_error(spoiled):
     assert np.isfinite(found).all() and np.isfinite(confidence).all() and (found >= 0).all()
     # Its partners are not known without a depth of its own.
     assert not found[2].any()
+
+
+def test_large_depths_are_thinned(views, monkeypatch):
+    monkeypatch.setattr(agreement, '_WIDEST', 20)
+    depth, confidence = agreed_depths(views)
+    assert depth.shape == confidence.shape == (len(views), 12, 16)
+    known = (depth > 0) & (views.depth[:, 1::2, 1::2] > 0)
+    error = np.abs(depth[known] / views.depth[:, 1::2, 1::2][known] - 1.0)
+    assert np.median(error) < 0.02
+    trainer = Trainer(views, NerfConfig(width=32, rays=16, steps=1, levels=1, coarsest=4, finest=4, proposal_grid=8))
+    assert trainer.data.depth_site.max() == 12 * 16 - 1 and len(trainer.data.depth_site) == 24 * 32
+    trainer.run()
