@@ -124,7 +124,7 @@ class MappingConfig(Config):
         60, 'Frames without a pose that are kept and tried again later.', minimum=0, maximum=10000
     )
     memory_ceiling_mb: int = setting(
-        512,
+        256,
         'Memory that the map may take; beyond it features of older keyframes go to disk.',
         unit='MB',
         minimum=16,
