@@ -48,6 +48,10 @@ Jumps: a pose that the odometry speaks against is not published but counts as lo
 after 30 such poses in a row the odometry is taken to be wrong. Without odometry a jump is doubted while the camera is
 followed, and a lost camera is not placed where another place looks as right.
 
+Blackouts: what is seen after one, and does not show a known place, begins a submap. With odometry over the gap (at most
+60 s and 30 m) it is joined to the map once its scale is known to 10 %, after some steps of 5 cm, and put right as that
+gets surer; without odometry it waits for a known place.
+
 Drop policy: at most `queue_length` images wait. When one more arrives, that one is dropped whose neighbours are
 nearest to each other, by odometry where there is one, else in time: images of a standing camera go first, those that
 a new keyframe needs last. They are counted in `frames_dropped`; gaps between stamps are counted in `frames_missing`,
