@@ -47,7 +47,7 @@ class NerfConfig(Config):
     depth_weight_end: float = setting(0.02, 'weight of the depth term at the end (exponential decay)', minimum=0.0)
     depth_width: float = setting(0.1, 'spread allowed around a depth at the start, relative to it', minimum=1e-4)
     depth_width_end: float = setting(0.02, 'spread allowed at the end (exponential decay)', minimum=1e-4)
-    depth_vote: bool = setting(True, 'let the views agree on their depths before the training')
+    depth_vote: bool = setting(False, 'let the views agree on their depths before the training')
     distortion_weight: float = setting(0.002, 'weight of the term that gathers density along a ray', minimum=0.0)
     interlevel_weight: float = setting(1.0, 'weight of the term that trains the coarse densities', minimum=0.0)
     precondition: float = setting(0.01, 'noise on sample positions at the start; 0 switches it off', unit='of the box',
@@ -97,8 +97,6 @@ PROFILES: dict[str, Mapping[str, Any]] = {
         'proposal_grid': 48,
         'steps': 3000,
         'rays': 1024,
-        # So few steps end in noise, not in detail: the depths still know better.
-        'depth_weight_end': 0.2,
         'preview_every': 500,
         'checkpoint_every': 250,
     },

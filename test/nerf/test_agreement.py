@@ -89,6 +89,8 @@ def test_large_depths_are_thinned(views, monkeypatch):
     known = (depth > 0) & (views.depth[:, 1::2, 1::2] > 0)
     error = np.abs(depth[known] / views.depth[:, 1::2, 1::2][known] - 1.0)
     assert np.median(error) < 0.02
-    trainer = Trainer(views, NerfConfig(width=32, rays=16, steps=1, levels=1, coarsest=4, finest=4, proposal_grid=8))
+    small = NerfConfig(width=32, rays=16, steps=1, levels=1, coarsest=4, finest=4, proposal_grid=8)
+    assert Trainer(views, small).data.depth.shape == (len(views), 24 * 32)
+    trainer = Trainer(views, dataclasses.replace(small, depth_vote=True))
     assert trainer.data.depth_site.max() == 12 * 16 - 1 and len(trainer.data.depth_site) == 24 * 32
     trainer.run()
