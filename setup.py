@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 
 MESH = ['open3d-cpu>=0.19', 'libusb-package']
 VIEWER = ['rerun-sdk>=0.23']
+METRICS = ['lpips>=0.1.4']
 ONNX = ['onnx>=1.16', 'onnxruntime>=1.18']
 # Part of every pip installation; named for people who take only some rooms with --no-deps.
 RAW = ['rawpy>=0.21']
@@ -48,6 +49,14 @@ setup(
         'torch>=2.5',
         'tqdm>=4.60',
     ],
-    extras_require={'bags': BAGS, 'raw': RAW, 'onnx': ONNX, 'mesh': MESH, 'viewer': VIEWER, 'dev': DEV},
+    extras_require={
+        'bags': BAGS,
+        'raw': RAW,
+        'onnx': ONNX,
+        'mesh': MESH,
+        'viewer': VIEWER,
+        'metrics': METRICS,
+        'dev': DEV,
+    },
     entry_points={'console_scripts': ['dark3r = dark3r_ros.cli.main:main']},
 )

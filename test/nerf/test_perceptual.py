@@ -15,7 +15,7 @@ from dark3r_ros.nerf.perceptual import load_lpips
 def test_without_the_package_one_line_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, 'lpips', None)
     distance, reason = load_lpips()
-    assert distance is None and reason.startswith('absent: ') and 'pip install lpips' in reason
+    assert distance is None and reason.startswith('absent: ') and 'dark3r_ros[metrics]' in reason
 
 
 def test_without_a_network_one_line_says_so(monkeypatch):
