@@ -23,7 +23,7 @@ def load_lpips(backbone: str = 'alex') -> tuple[Distance | None, str]:
     try:
         import lpips
     except ImportError:
-        return None, 'absent: the package lpips is not installed (pip install 'dark3r_ros[metrics]')'
+        return None, 'absent: the package lpips is not installed (pip install dark3r_ros[metrics])'
     try:
         network = lpips.LPIPS(net=backbone, verbose=False).eval()
     except Exception as error:  # no network, no space, a torchvision that does not fit: all leave the figure out
