@@ -119,7 +119,7 @@ class Stretch:
     def _node(self, keyframe: Keyframe) -> Similarity:
         pose = keyframe.world_from_camera
         if keyframe.keyframe_id < self.first.keyframe_id:
-            return Similarity(1.0, pose[:3, :3], pose[:3, 3])
+            return Similarity.of_pose(pose)
         return Similarity(self.factor, pose[:3, :3], self.centre + self.factor * (pose[:3, 3] - self.centre))
 
 

@@ -84,8 +84,7 @@ def fuse(submap: Submap, evidence: Sequence[Evidence], predictor: Predictor, con
 
 
 def _node(keyframe: Keyframe) -> Similarity:
-    world_from_camera = keyframe.world_from_camera
-    return Similarity(1.0, world_from_camera[:3, :3], world_from_camera[:3, 3])
+    return Similarity.of_pose(keyframe.world_from_camera)
 
 
 def _between(nodes: Sequence[Similarity], first: int, second: int) -> Similarity:

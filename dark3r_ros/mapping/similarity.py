@@ -27,6 +27,11 @@ class Similarity:
         """Leave everything where it is."""
         return cls(1.0, np.eye(3), np.zeros(3))
 
+    @classmethod
+    def of_pose(cls, target_from_source: Array) -> Similarity:
+        """A pose (4, 4), which changes no scale."""
+        return cls(1.0, target_from_source[:3, :3], target_from_source[:3, 3])
+
     def points(self, points: Array) -> Array:
         """Map points (N, 3)."""
         return self.scale * np.asarray(points) @ self.rotation.T + self.translation

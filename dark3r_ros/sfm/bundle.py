@@ -90,7 +90,8 @@ _FILLED_COUPLING = 0.15
 _DENSE_VALUES = 500_000
 
 
-def _local_points(problem: BundleProblem) -> Array:
+def local_points(problem: BundleProblem) -> Array:
+    """The point (K, 3) of each observation in the frame of its camera."""
     poses = problem.cameras_from_world[problem.frame_index]
     points = problem.points[problem.point_index]
     return np.einsum('kij,kj->ki', poses[:, :3, :3], points) + poses[:, :3, 3]
@@ -113,7 +114,7 @@ def _robust_cost(length: Array, front: NDArray[np.bool_], width: float) -> float
 
 
 def _cost(problem: BundleProblem) -> tuple[float, Array]:
-    residual, front = _residuals(problem, _local_points(problem))
+    residual, front = _residuals(problem, local_points(problem))
     length = np.hypot(residual[:, 0], residual[:, 1])
     return _robust_cost(length, front, problem.robust_width), np.where(front, length, np.inf)
 
@@ -136,7 +137,7 @@ class _Jacobians:
 
 
 def _jacobians(problem: BundleProblem) -> _Jacobians:
-    local = _local_points(problem)
+    local = local_points(problem)
     residual, front = _residuals(problem, local)
     length = np.hypot(residual[:, 0], residual[:, 1])
     weight = np.where(length > problem.robust_width, problem.robust_width / np.maximum(length, 1e-12), 1.0)
@@ -205,7 +206,7 @@ class Schur:
         inverse_points = np.linalg.inv(damped).astype(np.float64, copy=False)
         scaled = self._bsr(system.coupling[self._order] @ inverse_points[self._columns], self._coupling.shape)
         if len(self._free) and len(self._columns) > _FILLED_COUPLING * len(self._free) * len(inverse_points):
-            matrix = -self._eliminated(inverse_points)
+            matrix = -self._eliminated(scaled)
         else:
             rows = self._rows()
             matrix = -(scaled.tocsr()[rows] @ self._coupling_t[:, rows]).toarray()
@@ -215,23 +216,24 @@ class Schur:
             matrix[place, place] += block
         return matrix, inverse_points, scaled
 
-    def _eliminated(self, inverse_points: Array) -> Array:
-        """W V^-1 W^T (6f, 6f) with dense blocks of points: the way for points that many views see."""
-        free, size = self._free, 6 * len(self._free)
+    def _eliminated(self, scaled: sparse.bsr_matrix) -> Array:
+        """(W V^-1) W^T (6f, 6f) with dense blocks of points: the way for points that many views see."""
         place = np.full(len(self._problem.cameras_from_world), -1)
-        place[free] = np.arange(len(free))
-        pose, point = place[self._problem.frame_index], self._problem.point_index
-        roots = self._system.coupling @ np.linalg.cholesky(inverse_points)[point]
+        place[self._free] = np.arange(len(self._free))
+        pose, point = np.repeat(place, np.diff(self._indptr)), self._columns
         order = np.argsort(point, kind='stable')
         order = order[pose[order] >= 0]
+        ordered = point[order]
+        points, size = len(self._problem.points), 6 * len(self._free)
         chunk = max(1, _DENSE_VALUES // (3 * size))
         total = np.zeros((size, size))
-        for begin in range(0, len(inverse_points), chunk):
-            rows = order[slice(*np.searchsorted(point[order], (begin, begin + chunk)))]
-            block = np.zeros((len(free), 6, min(chunk, len(inverse_points) - begin), 3))
-            block[pose[rows], :, point[rows] - begin] = roots[rows]
-            flat = block.reshape(size, -1)
-            total += flat @ flat.T
+        for begin in range(0, points, chunk):
+            rows = order[slice(*np.searchsorted(ordered, (begin, begin + chunk)))]
+            sides = np.zeros((2, len(self._free), 6, min(chunk, points - begin), 3))
+            for side, blocks in zip(sides, (scaled.data, self._coupling.data), strict=True):
+                side[pose[rows], :, point[rows] - begin] = blocks[rows]
+            left, right = sides.reshape(2, size, -1)
+            total += left @ right.T
         return total
 
     def _reduced_sparse(self, damping: float) -> tuple[sparse.csc_matrix, Array, sparse.bsr_matrix]:

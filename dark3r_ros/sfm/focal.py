@@ -21,7 +21,7 @@ from dark3r_ros.sfm.bundle import BundleProblem, focal_step
 from dark3r_ros.sfm.refine import refine, thin
 from dark3r_ros.sfm.tracks import Tracks, normalise_pixels
 from dark3r_ros.sfm.triangulation import Structure, pose_table
-from dark3r_ros.sfm.views import View
+from dark3r_ros.sfm.views import View, median_focal
 from dark3r_ros.types import Correspondences, Frame
 
 Array = NDArray[np.float64]
@@ -94,7 +94,7 @@ def check_focal(
     min_parallax: float,
 ) -> FocalCheck | None:
     """Focal length that the matches want, from adjusted poses and structure; None where nothing determines it."""
-    focal = float(np.median([views[number].focal for number in poses]))
+    focal = median_focal(views, poses)
     step = wanted_step(structure, poses, focal)
     if step is None:
         return None

@@ -39,7 +39,7 @@ from dark3r_ros.sfm.start import first_poses
 from dark3r_ros.sfm.store import PairStore
 from dark3r_ros.sfm.tracks import Tracks, build_tracks, merge_stars
 from dark3r_ros.sfm.triangulation import Structure, triangulate_tracks
-from dark3r_ros.sfm.views import View, take_views
+from dark3r_ros.sfm.views import View, median_focal, take_views
 from dark3r_ros.types import DepthMap, Frame, Reconstruction
 
 Array = NDArray[np.float64]
@@ -236,7 +236,7 @@ class SfmRun:
     def _refine(self, tracks: Tracks, poses: dict[int, Array], views: Sequence[View]) -> Refined:
         parallax = np.radians(self.config.min_parallax)
         error = self.config.max_error
-        focal = float(np.median([views[number].focal for number in poses]))
+        focal = median_focal(views, poses)
         errors = (2.0 * error, 1.5 * error, error)
         tick = Ticker(self.progress, len(errors), f'adjusting {len(poses)} views')
         refined = refine(tracks, poses, focal, errors=errors, min_parallax=parallax, tick=tick)
@@ -250,7 +250,7 @@ class SfmRun:
         """
         if len(refined.poses) > _COVARIANCE_VIEWS:
             return refined
-        error, focal = self.config.max_error, float(np.median([views[number].focal for number in refined.poses]))
+        error, focal = self.config.max_error, median_focal(views, refined.poses)
         parallax = np.radians(self.config.min_parallax)
         last = refine(
             tracks,
@@ -273,7 +273,7 @@ class SfmRun:
             poses = pooled(views, refined.poses, refined.structure, self.predictor)
             if poses is None:
                 return refined
-            parallax, focal = np.radians(self.config.min_parallax), float(np.median([views[n].focal for n in poses]))
+            parallax, focal = np.radians(self.config.min_parallax), median_focal(views, poses)
             structure = triangulate_tracks(tracks, poses, focal, self.config.max_error, parallax)
         before, after = len(refined.structure.tracks.point), len(structure.tracks.point)
         taken = after >= _POOLED_SHARE * before

@@ -25,10 +25,11 @@ from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor, likelihoods
 from dark3r_ros.model.mini import FINE
-from dark3r_ros.sfm.bundle import BundleProblem, Linearised, Schur, moved, sum_by
+from dark3r_ros.sfm.bundle import BundleProblem, Linearised, Schur, local_points, moved, sum_by
+from dark3r_ros.sfm.refine import most_seen
 from dark3r_ros.sfm.rematch import neighbours, project
 from dark3r_ros.sfm.triangulation import Structure, pose_table
-from dark3r_ros.sfm.views import View
+from dark3r_ros.sfm.views import View, median_focal
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -122,14 +123,13 @@ class _Scene:
     Attributes
     ----------
     problem: poses, points and, as observations (P, 2), the anchors. views: of all.
-    frame, point: (K,) of the surfaces. surfaces: in the order of these.
+    frame: (K,) view of each surface. surfaces: in the order of these.
 
     """
 
     problem: BundleProblem
     views: Sequence[View]
     frame: Index
-    point: Index
     surfaces: Surfaces
 
 
@@ -160,11 +160,8 @@ def _anchored(structure: Structure, per_view: int) -> Index:
     """Points (P,) centred on anchors, those of each view that most views see."""
     tracks = structure.tracks
     counts = np.bincount(tracks.point, minlength=len(tracks))
-    view = tracks.view[tracks.centre]
-    order = np.lexsort((-counts, view))
-    order = order[tracks.anchor[order] >= 0]
-    rank = np.arange(len(order)) - np.searchsorted(view[order], view[order])
-    return np.sort(order[rank < per_view])
+    anchored = tracks.anchor >= 0
+    return np.flatnonzero(anchored & most_seen(tracks, np.where(anchored, counts, -1), per_view))
 
 
 def _scene(
@@ -203,9 +200,9 @@ def _scene(
         np.concatenate([home, frame]),
         np.concatenate([np.arange(len(chosen)), point]),
         tracks.normalised[centre],
-        float(np.median([views[number].focal for number in poses])),
+        median_focal(views, poses),
     )
-    return _Scene(problem, views, frame, point, Surfaces(coefficients, middle, nothing))
+    return _Scene(problem, views, frame, Surfaces(coefficients, middle, nothing))
 
 
 def _looked_for(
@@ -235,9 +232,10 @@ def _climb(scene: _Scene, steps: int) -> BundleProblem:
     schur = Schur(problem, _linearise(scene, problem))
     for _ in range(steps):
         step = schur.step(damping)
-        trial = moved(problem, *step) if step is not None else problem
-        trial_cost = _cost(scene, trial) if step is not None else np.inf
-        if not trial_cost < cost:
+        if step is not None:
+            trial = moved(problem, *step)
+            trial_cost = _cost(scene, trial)
+        if step is None or not trial_cost < cost:
             damping *= 8.0
             continue
         gained = cost - trial_cost
@@ -257,9 +255,8 @@ class _Seen:
     local: Array
 
 
-def _projected(scene: _Scene, problem: BundleProblem, frame: Index, point: Index) -> _Seen:
-    poses = problem.cameras_from_world[frame]
-    local = np.einsum('kij,kj->ki', poses[:, :3, :3], problem.points[point]) + poses[:, :3, 3]
+def _projected(scene: _Scene, problem: BundleProblem) -> _Seen:
+    frame, local = scene.frame, local_points(problem)[len(problem.points) :]
     front = local[:, 2] > 1e-6
     safe = np.where(front[:, None], local, (0.0, 0.0, 1.0))
     flat = np.column_stack([safe[:, :2] / safe[:, 2:], np.ones(len(safe))])
@@ -291,10 +288,9 @@ def _flattened(local: Array) -> Array:
     return result
 
 
-def _centre_residual(scene: _Scene, problem: BundleProblem) -> tuple[Array, _Seen]:
+def _centre_residual(problem: BundleProblem) -> tuple[Array, _Seen]:
     """How far points project from their anchors, in units of the expected error (P, 2)."""
-    poses = problem.cameras_from_world[problem.frame_index[: len(problem.points)]]
-    local = np.einsum('kij,kj->ki', poses[:, :3, :3], problem.points) + poses[:, :3, 3]
+    local = local_points(problem)[: len(problem.points)]
     front = local[:, 2] > 1e-6
     safe = np.where(front[:, None], local, (0.0, 0.0, 1.0))
     scale = problem.focal / _CENTRE_SIGMA
@@ -304,16 +300,16 @@ def _centre_residual(scene: _Scene, problem: BundleProblem) -> tuple[Array, _See
 
 
 def _cost(scene: _Scene, problem: BundleProblem) -> float:
-    value, _, _ = scene.surfaces.look(_projected(scene, problem, scene.frame, scene.point).pixels)
-    residual, _ = _centre_residual(scene, problem)
+    value, _, _ = scene.surfaces.look(_projected(scene, problem).pixels)
+    residual, _ = _centre_residual(problem)
     return 0.5 * float((residual**2).sum()) - float(value.sum())
 
 
 def _linearise(scene: _Scene, problem: BundleProblem) -> Linearised:
     """Normal equations: what a step of Newton needs, with curvatures made positive."""
-    seen = _projected(scene, problem, scene.frame, scene.point)
+    seen = _projected(scene, problem)
     _, gradient, curvature = scene.surfaces.look(seen.pixels)
-    residual, centre = _centre_residual(scene, problem)
+    residual, centre = _centre_residual(problem)
     count = len(residual)
     information = np.concatenate([np.broadcast_to(np.eye(2), (count, 2, 2)), _positive(-curvature)])
     slope = np.concatenate([residual, -gradient])

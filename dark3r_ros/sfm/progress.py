@@ -39,9 +39,14 @@ class Ticker:
             close()
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def cpu_workers() -> int:
     """Cores that this process may use; OMP_NUM_THREADS lowers it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    cores = usable_cores()
     asked = os.environ.get('OMP_NUM_THREADS', '')
     return max(1, min(cores, int(asked)) if asked.isdigit() and int(asked) else cores)
 

@@ -36,11 +36,11 @@ def thin(structure: Structure, per_view: int) -> Structure:
     """Keep the points best observed, `per_view` of those centred in each view."""
     tracks = structure.tracks
     weights = np.bincount(tracks.point, weights=tracks.sigma**-2, minlength=len(tracks))
-    chosen = _most_seen(tracks, weights, per_view)
+    chosen = most_seen(tracks, weights, per_view)
     return Structure(tracks.select(chosen[tracks.point]), structure.points[chosen])
 
 
-def _most_seen(tracks: Tracks, counts: NDArray[Any], per_view: int) -> NDArray[np.bool_]:
+def most_seen(tracks: Tracks, counts: NDArray[Any], per_view: int) -> NDArray[np.bool_]:
     """Mask (P,) of the points with the largest counts (P,), `per_view` of those centred in each view."""
     view = tracks.view[tracks.centre]
     order = np.lexsort((np.arange(len(tracks)), -counts, view))
@@ -95,7 +95,7 @@ def _longest(tracks: Tracks, poses: Mapping[int, Array], per_view: int) -> Track
     posed = np.zeros(int(tracks.view.max(initial=-1)) + 1, dtype=bool)
     posed[[number for number in poses if number < len(posed)]] = True
     counts = np.bincount(tracks.point, weights=posed[tracks.view] / tracks.sigma**2, minlength=len(tracks))
-    return tracks.select(_most_seen(tracks, counts, per_view)[tracks.point])
+    return tracks.select(most_seen(tracks, counts, per_view)[tracks.point])
 
 
 def _adjust(

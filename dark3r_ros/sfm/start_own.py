@@ -14,7 +14,7 @@ from dark3r_ros.sfm.pairs import VerifiedPair
 from dark3r_ros.sfm.refine import Refined, refine
 from dark3r_ros.sfm.resection import resect
 from dark3r_ros.sfm.tracks import Tracks, build_tracks
-from dark3r_ros.sfm.views import View
+from dark3r_ros.sfm.views import View, median_focal
 
 Array = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ def seed_pairs(pairs: Sequence[VerifiedPair], count: int) -> list[VerifiedPair]:
 
 
 def _adjusted(tracks: Tracks, poses: dict[int, Array], views: Sequence[View], config: SfmConfig, last: bool) -> Refined:
-    focal = float(np.median([views[number].focal for number in poses]))
+    focal = median_focal(views, poses)
     error = config.max_error
     errors = (2.0 * error, 1.5 * error) if last else (2.0 * error,)
     parallax = np.radians(max(config.min_parallax, 1.0 if len(poses) == 2 else 0.5))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,6 +69,11 @@ class View:
         height, width = self.colors.shape[:2]
         xy = np.rint(pixels).astype(np.int64)
         return self.colors[np.clip(xy[:, 1], 0, height - 1), np.clip(xy[:, 0], 0, width - 1)]
+
+
+def median_focal(views: Sequence[View], numbers: Iterable[int]) -> float:
+    """Median focal length, in pixels of the planes, of some of the views."""
+    return float(np.median([views[number].focal for number in numbers]))
 
 
 def content_problem(frame: Frame, noise: NoiseModel | None) -> str:

@@ -15,6 +15,7 @@ import torch
 
 import dark3r_ros
 from dark3r_ros.model.benchmark import matmul_rate
+from dark3r_ros.sfm.progress import usable_cores
 
 PACKAGE = Path(dark3r_ros.__file__).parent
 
@@ -55,11 +56,6 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def describe(seed: int) -> dict[str, Any]:
