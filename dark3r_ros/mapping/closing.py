@@ -74,6 +74,19 @@ def spread_error(submap: Submap, evidence: Sequence[Evidence]) -> list[float] | 
     return [node.scale for node in moved]
 
 
+def kept_closed(submap: Submap, nodes: Sequence[Similarity]) -> list[Similarity]:
+    """Nodes of a submap that are to move as little from each other as its loops allow."""
+    if not submap.ties:
+        return list(nodes)
+    keyframes = submap.map.keyframes
+    now = [_node(keyframe) for keyframe in keyframes]
+    number = {keyframe.keyframe_id: place for place, keyframe in enumerate(keyframes)}
+    edges = [_step(nodes, place, place + 1, submap.depth(keyframes[place])) for place in range(len(nodes) - 1)]
+    ties = [(number[first], number[second]) for first, second in submap.ties]
+    loops = [_step(now, first, second, submap.depth(keyframes[first])) for first, second in ties]
+    return optimise(nodes, [*edges, *loops])
+
+
 def fuse(submap: Submap, evidence: Sequence[Evidence], predictor: Predictor, config: MappingConfig) -> list[Keyframe]:
     """Let keyframes and the places that they recognised share landmarks; returns the keyframes of the places."""
     partners: dict[int, Keyframe] = {}

@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.evidence import Evidence
+from dark3r_ros.mapping.holding import ScaleHold
 from dark3r_ros.mapping.keyframing import link
 from dark3r_ros.mapping.loops import LoopGate
+from dark3r_ros.mapping.records import PoseLog
+from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
+from dark3r_ros.mapping.window import refine_all, refine_landmarks
 from dark3r_ros.model.predictor import Predictor
 
 
@@ -24,6 +28,18 @@ def complete_matches(submap: Submap, predictor: Predictor, config: MappingConfig
         seen = keyframe.table.landmark
         partners = sparse_map.covisible(seen[seen >= 0], before)[: config.neighbours]
         link(sparse_map, keyframe, partners, predictor, config)
+
+
+def refine_map(submap: Submap, hold: ScaleHold, log: PoseLog, config: MappingConfig) -> list[Keyframe]:
+    """Adjust a whole map, then let odometry put its unit right; returns the keyframes that have moved."""
+    keyframes = refine_all(submap.map, config)
+    nodes = hold.nodes(submap)
+    if nodes is None:
+        return keyframes
+    submap.move(nodes)
+    log.rescale(submap.map.keyframes, [node.scale for node in nodes])
+    refine_landmarks(submap.map, keyframes, config)
+    return submap.map.keyframes
 
 
 def join_what_can_be(atlas: Atlas, gate: LoopGate, config: MappingConfig) -> Iterator[tuple[list[Evidence], Submap]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.bridging import OdometryBridges
@@ -13,6 +14,7 @@ from dark3r_ros.mapping.closing import close_loop, join_submaps
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import Event
 from dark3r_ros.mapping.evidence import Evidence
+from dark3r_ros.mapping.holding import ScaleHold
 from dark3r_ros.mapping.keyframing import link_matched, new_keyframe
 from dark3r_ros.mapping.loops import LoopGate
 from dark3r_ros.mapping.motion import MotionJudge
@@ -47,11 +49,12 @@ class Growth:
         log: PoseLog,
         judge: MotionJudge,
         bridges: OdometryBridges,
+        hold: ScaleHold,
         enforce: Callable[[], None],
         timed: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self._config, self._predictor, self._atlas, self._log, self._judge = config, predictor, atlas, log, judge
-        self._bridges = bridges
+        self._bridges, self._hold = bridges, hold
         self._enforce, self._timed = enforce, timed
         self._chores = Chores(config.step_seconds)
         self._follower: View | None = None  # the first view after the newest keyframe
@@ -142,7 +145,8 @@ class Growth:
             submap.map.keyframes.append(keyframe)
             link_matched(submap.map, keyframe, partners, matches, self._config, view)
         with self._timed('window'):
-            moved, _ = refine_window(submap.map, self._config, neighbours)
+            straighten = partial(self._hold.straighten, submap)
+            moved, _ = refine_window(submap.map, self._config, neighbours, straighten=straighten)
         self.now_keyframe(keyframe, result)
         submap.baseline = self._first_seen(submap, keyframe)
         submap.archive.retire(submap.map)

@@ -19,11 +19,12 @@ from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.bridging import OdometryBridges
-from dark3r_ros.mapping.completing import complete_matches, join_what_can_be
+from dark3r_ros.mapping.completing import complete_matches, join_what_can_be, refine_map
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import Event, FramePosed, FrameUnposed, MapDiscarded, PipelineStatus, StateChanged
 from dark3r_ros.mapping.finding import find, follow
 from dark3r_ros.mapping.growing import Growth
+from dark3r_ros.mapping.holding import ScaleHold
 from dark3r_ros.mapping.initialise import Initialiser, InitialPair
 from dark3r_ros.mapping.intake import Intake, Prepared, RefusedError, camera_notes
 from dark3r_ros.mapping.keyframing import start_map
@@ -36,7 +37,7 @@ from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.mapping.state_file import SavedState, write_state
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.mapping.tracking import TrackResult, failed_track, quality, started_track, track
-from dark3r_ros.mapping.window import refine_all, refine_window
+from dark3r_ros.mapping.window import refine_window
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.types import Float64Array, Frame, MappingState, Reconstruction
@@ -56,6 +57,7 @@ class MappingPipeline:
         self._memory = MemoryKeeper(config)
         self._odometry = odometry_track()
         self._judge, self._bridges = MotionJudge(self._odometry), OdometryBridges(self._odometry)
+        self._hold = ScaleHold(self._odometry)
         self.reset()
 
     def reset(self) -> None:
@@ -85,7 +87,7 @@ class MappingPipeline:
         self._failures = 0
 
     def _new_growth(self) -> Growth:
-        watchers = self._judge, self._bridges
+        watchers = self._judge, self._bridges, self._hold
         return Growth(self._config, self._predictor, self._atlas, self._log, *watchers, self._enforce, self._timed)
 
     def _enforce(self) -> None:
@@ -104,7 +106,7 @@ class MappingPipeline:
 
     def mount(self, body_from_camera: Float64Array) -> None:
         """Say how the camera (optical axes) sits on the body of the odometry (4, 4); without, it looks along its x."""
-        self._bridges.body_from_camera = body_from_camera
+        self._bridges.body_from_camera = self._hold.body_from_camera = body_from_camera
 
     def prepare(self, frame: Frame) -> Prepared:
         """First part of `push`: check and encode. Another thread may do it for the next frame meanwhile."""
@@ -153,7 +155,7 @@ class MappingPipeline:
         if observing <= self._config.final_keyframes:
             with self._timed('final'):
                 complete_matches(submap, self._predictor, self._config)
-                events.append(keyframes_moved(refine_all(submap.map, self._config), submap))
+                events.append(keyframes_moved(refine_map(submap, self._hold, self._log, self._config), submap))
             events += self._retry_unposed()
         return events
 

@@ -67,7 +67,8 @@ class Keyframe:
     """A view that stays in the map.
 
     Its features are in memory (`loaded`), on disk (`stored`) or in both, and nowhere once nobody will match it again.
-    `parents` are the keyframes that it shared most with when it was made.
+    `parents` are the keyframes that it shared most with when it was made. `odometry` is the pose (4, 4) of the robot by
+    its wheels at that time, and the number of the unbroken piece that it lies in.
     """
 
     keyframe_id: int
@@ -80,6 +81,7 @@ class Keyframe:
     table: KeypointTable = field(default_factory=KeypointTable)
     stored: StoredFeatures | None = None
     parents: tuple[int, ...] = ()
+    odometry: tuple[Array, int] | None = None
 
     @property
     def features(self) -> Features | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ class Submap:
     ties: pairs of keyframe ids that a loop or a joint tied together.
     bridges: pairs that odometry ties together where nothing was seen, with the deviations of rotation (rad),
         translation (units of the map) and logarithm of the scale.
+    metres: per unit of the map, at which odometry holds it; NaN while it does not.
 
     """
 
@@ -45,6 +47,7 @@ class Submap:
     motion: tuple[Array, Array] | None = None
     ties: list[tuple[int, int]] = field(default_factory=list)
     bridges: list[tuple[int, int, float, float, float]] = field(default_factory=list)
+    metres: float = math.nan
 
     @classmethod
     def empty(cls, submap_id: int, config: MappingConfig, numbers: Iterator[int]) -> Submap:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,19 @@ Array = NDArray[np.float64]
 
 
 def refine_window(
-    sparse_map: SparseMap, config: MappingConfig, places: Sequence[Keyframe] = (), *, with_covariance: bool = False
+    sparse_map: SparseMap,
+    config: MappingConfig,
+    places: Sequence[Keyframe] = (),
+    *,
+    straighten: Callable[[Sequence[Keyframe]], bool] | None = None,
+    with_covariance: bool = False,
 ) -> tuple[list[Keyframe], Array]:
     """Adjust the newest keyframes against the fixed older ones that share most landmarks with them.
 
-    `places` are keyframes further back that may be among these. Returns the keyframes that may have moved and the
-    covariance (6, 6) of the newest one's left twist, zero unless `with_covariance`.
+    `places` are keyframes further back that may be among these. `straighten` may move the adjusted keyframes once more,
+    by what else is known, and says whether it did; where a place further back holds them it is not asked. Returns the
+    keyframes that may have moved and the covariance (6, 6) of the newest one's left twist, zero unless
+    `with_covariance`.
     """
     newest = sparse_map.keyframes[-config.window - 4 * config.window_fixed :]
     # A keyframe that the camera has left for good, as at the other end of a bridge, stays where it is.
@@ -44,7 +51,11 @@ def refine_window(
         only=best,
         with_covariance=with_covariance,
     )
-    _refine(sparse_map, frames, [False] * len(frames), config, 2, only=~best)
+    held = any(keyframe.keyframe_id not in known for keyframe in fixed)
+    movable = [keyframe for keyframe, moves in zip(window, free, strict=True) if moves]
+    straightened = straighten is not None and not held and straighten(movable)
+    # All landmarks follow keyframes that were moved since, otherwise only those that the adjustment left out.
+    _refine(sparse_map, frames, [False] * len(frames), config, 2, only=None if straightened else ~best)
     covariance = np.zeros((6, 6))
     if result is not None and result.pose_covariance is not None:
         covariance = result.pose_covariance[-1]
@@ -61,6 +72,12 @@ def refine_all(sparse_map: SparseMap, config: MappingConfig) -> list[Keyframe]:
             break
         sparse_map.cull(keyframes, config.max_error)
     return keyframes
+
+
+def refine_landmarks(sparse_map: SparseMap, keyframes: Sequence[Keyframe], config: MappingConfig) -> None:
+    """Put the landmarks of keyframes where these see them; the keyframes stay."""
+    _refine(sparse_map, keyframes, [False] * len(keyframes), config, 5)
+    sparse_map.cull(keyframes, config.max_error)
 
 
 def _best_seen(sparse_map: SparseMap, keyframes: Sequence[Keyframe], budget: int) -> NDArray[np.bool_]:

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Odometry holds the unit of a map while it grows.
+
+Vision alone lets the unit of a map creep: in the dark always to the same side, since blurred matches flatten what they
+show. The lengths of steps by odometry do not creep. How far each step between keyframes is off is smoothed along the
+way, steps in which wheels slipped are left out, and the keyframes are moved by what remains. Directions and turns stay
+those of vision, and nothing moves that the window adjustment would not move.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dark3r_ros.geometry import se3
+from dark3r_ros.mapping.closing import kept_closed
+from dark3r_ros.mapping.metric import BODY_FROM_OPTICAL
+from dark3r_ros.mapping.odometry_track import OdometryTrack
+from dark3r_ros.mapping.robust import robust_line, shortest_half
+from dark3r_ros.mapping.similarity import Similarity
+from dark3r_ros.mapping.sparse_map import Keyframe
+from dark3r_ros.mapping.submap import Submap
+
+Array = NDArray[np.float64]
+
+_HISTORY = 60  # newest keyframes that are looked at
+_LEAST_STEPS, _LEAST_SHARE, _DEVIATION = 10, 0.6, 0.03  # agreeing steps that a unit is found from
+_UNIT_STEPS = 20  # newest steps that it is found from: more of them creep apart
+_STEP = (0.02, 0.008)  # deviation of a step: share of its length, metres
+_CREEP = 0.01  # deviation of the change of the unit from one step to the next
+_FIRST_CREEP, _ANY = 0.03, 3.0  # of the first step: after those that were held, and where nothing was
+_NEAR = 8  # steps on either side that show a slip
+_TURN = math.radians(6.0)  # by which both may disagree about a step
+_LONGEST_NS = 10_000_000_000
+_SHORTEST = 0.02  # metres
+_TUKEY = 4.685  # 95 % efficient on a normal distribution
+_ROUNDS = 10
+
+
+class ScaleHold:
+    """Compares steps between keyframes with those of the odometry, and puts the keyframes right.
+
+    Parameters
+    ----------
+    track: the odometry of the robot.
+
+    """
+
+    def __init__(self, track: OdometryTrack) -> None:
+        self._track = track
+        self.body_from_camera: Array = BODY_FROM_OPTICAL
+
+    def straighten(self, submap: Submap, free: Sequence[Keyframe]) -> bool:
+        """Move the newest keyframes of a map, those that are free, by what odometry says; returns whether it did."""
+        chain = _in_time(submap.map.keyframes[-_HISTORY:])
+        found = self._steps(submap, chain)
+        if found is None:
+            return False
+        growth = np.exp(smoothed(*found, _held(*found), _FIRST_CREEP))
+        free_ids = {keyframe.keyframe_id for keyframe in free}
+        first = next((number for number, one in enumerate(chain) if one.keyframe_id in free_ids), len(chain))
+        begin = max(first - 1, 0)
+        for keyframe, centre in zip(chain[begin:], _stretched(chain[begin:], growth[begin:]), strict=True):
+            if keyframe.keyframe_id in free_ids:
+                pose = keyframe.camera_from_world.copy()
+                pose[:3, 3] = -pose[:3, :3] @ centre
+                keyframe.camera_from_world = pose
+        return True
+
+    def nodes(self, submap: Submap) -> list[Similarity] | None:
+        """Where all keyframes of a map go by odometry: world_from_keyframe with a scale; None where it says nothing.
+
+        What loops tied together stays together.
+        """
+        chain = _in_time(submap.map.keyframes)
+        found = self._steps(submap, chain)
+        if found is None:
+            return None
+        growth = np.exp(smoothed(*found, _around(*found), _ANY))
+        around = np.sqrt(np.append(growth[:1], growth) * np.append(growth, growth[-1:]))
+        moved = {
+            keyframe.keyframe_id: Similarity(float(scale), keyframe.world_from_camera[:3, :3], centre)
+            for keyframe, scale, centre in zip(chain, around, _stretched(chain, growth), strict=True)
+        }
+        return kept_closed(submap, [moved[keyframe.keyframe_id] for keyframe in submap.map.keyframes])
+
+    def _steps(self, submap: Submap, chain: Sequence[Keyframe]) -> tuple[Array, Array] | None:
+        """By how much the steps (N - 1,) of a chain are off, and deviations; None while the unit is not known."""
+        for keyframe in chain:
+            if keyframe.odometry is None:  # it may come late, and is forgotten by the track in time
+                keyframe.odometry = self._track.at(keyframe.stamp_ns)
+        off, sigma = self._compare(chain)
+        if not math.isfinite(submap.metres):
+            submap.metres = _unit(off, sigma)
+        return (off - math.log(submap.metres), sigma) if math.isfinite(submap.metres) else None
+
+    def _compare(self, chain: Sequence[Keyframe]) -> tuple[Array, Array]:
+        """Logarithms (N - 1,) of metres per unit of every step and their deviations, infinite where nothing is said."""
+        off, sigma = np.zeros(max(len(chain) - 1, 0)), np.full(max(len(chain) - 1, 0), np.inf)
+        known = [keyframe.odometry for keyframe in chain]
+        steps = [
+            number
+            for number, (before, after) in enumerate(itertools.pairwise(known))
+            if before is not None and after is not None and before[1] == after[1]
+            and 0 < chain[number + 1].stamp_ns - chain[number].stamp_ns <= _LONGEST_NS
+        ]  # fmt: skip
+        if not steps:
+            return off, sigma
+        bodies = np.stack([np.eye(4) if one is None else one[0] for one in known])
+        metric = _relative(bodies @ self.body_from_camera)[steps]
+        visual = _relative(np.stack([keyframe.world_from_camera for keyframe in chain]))[steps]
+        ways, lengths = (np.linalg.norm(motion[:, :3, 3], axis=1) for motion in (metric, visual))
+        # Only the angle of a turn: its axis depends on the mounting of the camera, which may be known roughly.
+        turns = np.abs(_angles(metric) - _angles(visual))
+        good = (ways > _SHORTEST) & (lengths > 0.0) & (turns < _TURN)
+        which = np.array(steps)[good]
+        off[which] = np.log(ways[good] / lengths[good])
+        sigma[which] = np.hypot(_STEP[0], _STEP[1] / ways[good])
+        return off, sigma
+
+
+def smoothed(off: Array, sigma: Array, start: Array, first: float) -> Array:
+    """How far steps (N,) are off, along the way, from what each says of it with a deviation; some are wrong.
+
+    Least squares in which the result changes little from step to step, reweighted by Tukey's biweight, from a start
+    (N,) that the wrong ones are told by. `first` is the deviation of the first one from 0.
+    """
+    precision = np.where(np.isfinite(sigma), 1.0 / sigma, 0.0)
+    change = (np.eye(len(off)) - np.eye(len(off), k=-1)) / _CREEP
+    change[0] *= _CREEP / first
+    prior, level = change.T @ change, start
+    for _ in range(_ROUNDS):
+        residual = (off - level) * precision
+        weight = ((1.0 - np.minimum((residual / _TUKEY) ** 2, 1.0)) * precision) ** 2
+        level = np.linalg.solve(prior + np.diag(weight), weight * off)
+    return np.asarray(level)
+
+
+def _held(off: Array, sigma: Array) -> Array:
+    """Start of the smoothing for a map that is held: nothing is off, unless most steps agree on something else."""
+    said = np.isfinite(sigma)
+    disagreeing = np.abs(off[said]) > _TUKEY * sigma[said]
+    return np.full(len(off), shortest_half(off[said])[0] if 2 * disagreeing.sum() > said.sum() else 0.0)
+
+
+def _around(off: Array, sigma: Array) -> Array:
+    """Start of the smoothing for a map that may have crept far: the median of the steps around each."""
+    said = np.flatnonzero(np.isfinite(sigma))
+    if len(said) == 0:
+        return np.zeros_like(off)
+    place = np.searchsorted(said, np.arange(len(off)))
+    near = [said[max(own - _NEAR, 0) : own + _NEAR] for own in np.clip(place, 0, len(said) - 1).tolist()]
+    return np.array([np.median(off[which]) for which in near])
+
+
+def _unit(off: Array, sigma: Array) -> float:
+    """Metres per unit that the newest steps agree on; NaN where they do not, or are too few."""
+    said = np.flatnonzero(np.isfinite(sigma))[-_UNIT_STEPS:]
+    if len(said) < _LEAST_STEPS:
+        return math.nan
+    found = robust_line(said.astype(np.float64), off[said])
+    agree = found.agreeing >= max(_LEAST_STEPS, _LEAST_SHARE * len(said))
+    return math.exp(found.value) if agree and found.deviation <= _DEVIATION else math.nan
+
+
+def _in_time(keyframes: Sequence[Keyframe]) -> list[Keyframe]:
+    return sorted(keyframes, key=lambda keyframe: keyframe.stamp_ns)
+
+
+def _relative(world_from_own: Array) -> Array:
+    """Each pose (N, 4, 4) in the one before it, (N - 1, 4, 4)."""
+    return np.asarray(se3.inverse(world_from_own[:-1]) @ world_from_own[1:])
+
+
+def _angles(motions: Array) -> Array:
+    """Angles (N,) by which motions (N, 4, 4) turn, in radians."""
+    return np.asarray(np.linalg.norm(se3.log_so3(motions[:, :3, :3]), axis=1))
+
+
+def _stretched(chain: Sequence[Keyframe], growth: Array) -> Array:
+    """Centres (N, 3) of a chain whose steps grow by factors (N - 1,); the first keyframe stays, and directions do."""
+    centres = np.stack([keyframe.centre for keyframe in chain])
+    steps = growth[:, None] * np.diff(centres, axis=0)
+    return np.asarray(centres[0] + np.concatenate([np.zeros((1, 3)), np.cumsum(steps, axis=0)]))

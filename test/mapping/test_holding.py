@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Odometry holds the unit of a map, against exact truth."""
+
+import math
+
+import numpy as np
+import pytest
+from drive import CONFIG, Route, World, along
+from synthetic_world import CAMERA, index_of, stamp
+
+from dark3r_ros.geometry import se3
+from dark3r_ros.geometry.align import umeyama
+from dark3r_ros.mapping.holding import ScaleHold, smoothed
+from dark3r_ros.mapping.motion import odometry_track
+from dark3r_ros.mapping.sparse_map import Keyframe
+from dark3r_ros.mapping.submap import Submap
+from dark3r_ros.simulation.odometry import WheelOdometry
+from dark3r_ros.simulation.paths import BODY_FROM_OPTICAL
+
+STEP = 0.25  # metres between keyframes
+CREEP = 0.003  # by which a visual step is shorter than the one before it: about 1 % a second
+COUNT = 150
+UP = se3.make(BODY_FROM_OPTICAL, np.zeros(3))
+SLIPS = ((40, 43, 0.5), (80, 84, 0.8), (110, 112, 0.2))  # from step to step, share by which the wheels turn too far
+
+
+def bend(count=COUNT, turn=0.01):
+    """True poses of a camera that looks ahead, along a bend in a plane."""
+    poses = [np.eye(4)]
+    for _ in range(count - 1):
+        poses.append(poses[-1] @ se3.make(se3.exp_so3([0.0, turn, 0.0]), [0.0, 0.0, STEP]))
+    return poses
+
+
+def wheels(poses, slips=(), noise=0.0, known=range(10**6)):
+    """Odometry of true poses with slips, told of some of them."""
+    track, odom, rng = odometry_track(), np.eye(4), np.random.default_rng(3)
+    for number, pose in enumerate(poses):
+        if number:
+            step = se3.inverse(poses[number - 1]) @ pose
+            share = sum(share for first, last, share in slips if first <= number < last)
+            step[:3, 3] *= 1.0 + share + rng.normal(0.0, noise)
+            odom = odom @ step
+        if number in known:
+            track.add(stamp(number), UP @ odom @ se3.inverse(UP))
+    return track
+
+
+def crept(poses, track, window=12, creep=CREEP, hold=True):
+    """A map in which each visual step is a little shorter than the one before, held by odometry as it grows."""
+    submap, holder = Submap.empty(0, CONFIG, iter(range(10**6))), ScaleHold(track)
+    keyframes = submap.map.keyframes
+    for number, pose in enumerate(poses):
+        if number:
+            step = se3.inverse(poses[number - 1]) @ pose
+            step[:3, 3] *= (1.0 if number == 1 else units(submap)[-1]) * (1.0 - creep)
+            pose = keyframes[-1].world_from_camera @ step
+        keyframes.append(Keyframe(number, stamp(number), 'camera', CAMERA, se3.inverse(pose), 0.0, None))
+        if hold:
+            holder.straighten(submap, keyframes[-window:])
+    return submap
+
+
+def units(submap):
+    """Length (N - 1,) of every step in map units per true metre."""
+    centres = np.stack([keyframe.centre for keyframe in submap.map.keyframes])
+    return np.linalg.norm(np.diff(centres, axis=0), axis=1) / STEP
+
+
+def error(submap, poses):
+    """Root mean square error of the centres after Sim(3), as a share of the way."""
+    estimate = np.stack([keyframe.centre for keyframe in submap.map.keyframes])
+    truth = np.stack([pose[:3, 3] for pose in poses])
+    scale, rotation, translation = umeyama(estimate, truth)
+    off = scale * estimate @ rotation.T + translation - truth
+    return float(np.sqrt((off**2).sum(axis=1).mean())) / (STEP * (len(poses) - 1))
+
+
+def test_without_odometry_nothing_moves():
+    alone, empty = crept(bend(40), odometry_track(), hold=False), crept(bend(40), odometry_track())
+    for one, other in zip(alone.map.keyframes, empty.map.keyframes, strict=True):
+        assert (one.camera_from_world == other.camera_from_world).all()
+    assert math.isnan(empty.metres)
+    assert ScaleHold(odometry_track()).nodes(empty) is None
+
+
+@pytest.mark.parametrize('noise', [0.0, 0.02])
+def test_the_unit_is_held_while_the_map_grows_though_wheels_slip(noise):
+    poses = bend()
+    alone, held = crept(poses, odometry_track()), crept(poses, wheels(poses, SLIPS, noise))
+    assert error(alone, poses) > 0.015 and units(alone)[-1] < 0.65
+    assert error(held, poses) < 0.002
+    assert abs(math.log(np.median(units(held)[-20:]) * held.metres)) < 0.01
+    # No step is as long as the wheels have it that slipped.
+    assert np.abs(np.log(units(held)[20:] * held.metres)).max() < 0.03 + 4.0 * noise
+
+
+def test_wheels_that_spin_for_long_do_not_stretch_the_map():
+    poses = bend()
+    held = crept(poses, wheels(poses, [(60, 85, 0.4)]))
+    assert np.abs(np.log(units(held)[20:] * held.metres)).max() < 0.1  # 25 steps creep by 8 % while nothing holds them
+    assert abs(math.log(units(held)[-1] * held.metres)) < 0.01
+
+
+def test_odometry_that_is_away_for_a_while_holds_the_map_again():
+    poses = bend()
+    held = crept(poses, wheels(poses, known=[*range(50), *range(90, COUNT)]))
+    assert units(held)[75] * held.metres < 0.93
+    assert abs(math.log(units(held)[-1] * held.metres)) < 0.01
+
+
+def test_a_unit_that_most_steps_speak_against_is_given_up():
+    poses = bend()
+    held = crept(poses, wheels(poses, known=range(50, COUNT)))
+    held.metres *= 1.5
+    holder = ScaleHold(wheels(poses))
+    assert holder.straighten(held, held.map.keyframes[-40:])
+    assert abs(math.log(units(held)[-1] * held.metres)) < 0.02
+
+
+def test_only_free_keyframes_move():
+    poses = bend(60)
+    submap = crept(poses, odometry_track())
+    before = [keyframe.camera_from_world for keyframe in submap.map.keyframes]
+    assert ScaleHold(wheels(poses)).straighten(submap, submap.map.keyframes[-12:])
+    moved = [(one.camera_from_world != pose).any() for one, pose in zip(submap.map.keyframes, before, strict=True)]
+    assert moved == [False] * 48 + [True] * 12
+
+
+def test_steps_that_wheels_and_vision_turn_otherwise_say_nothing():
+    poses = bend(60)
+    askew = [pose @ se3.make(se3.exp_so3([0.0, 0.2 * (number % 2), 0.0]), np.zeros(3))
+             for number, pose in enumerate(poses)]  # fmt: skip
+    assert not ScaleHold(wheels(askew)).straighten(crept(poses, odometry_track()), [])
+
+
+def test_all_that_is_known_sets_a_finished_map_right():
+    poses = bend()
+    submap = crept(poses, odometry_track())
+    nodes = ScaleHold(wheels(poses, SLIPS)).nodes(submap)
+    before = units(submap)
+    submap.move(nodes)
+    # The whole map says now what a metre is, so that only what creeps is put right.
+    assert before[0] / before[-1] > 1.5 and units(submap).max() / units(submap).min() < 1.025
+    assert error(submap, poses) < 0.002
+    around = np.array([node.scale for node in nodes])
+    np.testing.assert_allclose(around[1:-1] * before[1:], units(submap)[1:], rtol=0.01)
+
+
+def test_a_loop_stays_closed_where_odometry_would_open_it():
+    circle = bend(125, 2.0 * np.pi / 124)
+    submap = crept(circle, odometry_track(), creep=0.0)
+    submap.ties.append((0, 124))
+    # Wheels that turn ever farther would make a spiral of the circle.
+    worn = wheels(circle, [(number, 125, 0.002) for number in range(1, 125)])
+    centres = [node.translation for node in ScaleHold(worn).nodes(submap)]
+    assert np.linalg.norm(centres[-1] - centres[0]) < 0.1
+    submap.ties.clear()
+    centres = [node.translation for node in ScaleHold(worn).nodes(submap)]
+    assert np.linalg.norm(centres[-1] - centres[0]) > 0.5
+
+
+def test_smoothing_follows_a_slow_change_and_leaves_out_single_steps():
+    true = 0.002 * np.arange(60)
+    said = true.copy()
+    said[20:23] += 0.5
+    sigma = np.full(60, 0.03)
+    sigma[40:44] = np.inf
+    assert np.abs(smoothed(said, sigma, np.zeros(60), 0.03) - true).max() < 0.02
+    assert not smoothed(said, np.full(60, np.inf), np.zeros(60), 0.03).any()
+
+
+def test_a_drive_with_odometry_is_held_and_ends_as_exactly_as_without():
+    world = World()
+    route = Route(world, along(world, 0.12 * np.arange(150)))
+    alone = Route(world, route.poses).run()
+    odometry = WheelOdometry(np.random.default_rng(0), scale_error=0.02, noise=0.003, slip_rate=0.1)
+    route.pipeline.mount(UP)
+    for index, pose in enumerate(route.poses):
+        route.pipeline.add_odometry(stamp(index), odometry.read(stamp(index), UP @ pose).odom_from_body)
+        route.run(index, index + 1)
+    submap = route.pipeline._atlas.submaps[0]
+    assert math.isfinite(submap.metres)
+    assert route.error()[1] == 150
+    assert route.error()[0] < alone.error()[0] + 0.01  # metres of 18
+    route.pipeline.flush()
+    assert route.error()[0] < alone.error()[0] + 0.01
+    # Frames between keyframes went with them.
+    trajectory = route.pipeline.reconstruction().trajectory()
+    truth = np.stack([route.poses[index_of(int(ns))][:3, 3] for ns in trajectory.stamps_ns])
+    ways = np.linalg.norm(np.diff(trajectory.world_from_camera[:, :3, 3], axis=0), axis=1)
+    ratio = ways / np.linalg.norm(np.diff(truth, axis=0), axis=1)
+    assert ratio.std() / ratio.mean() < 0.08
