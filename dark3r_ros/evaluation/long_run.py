@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.evaluation.evaluate import evaluate_result
+from dark3r_ros.evaluation.long_run_drift import end_drift, piece_drift, way
 from dark3r_ros.evaluation.scenes import SIMULATED
 from dark3r_ros.geometry.align import umeyama
 from dark3r_ros.mapping.config import MappingConfig
@@ -38,7 +39,8 @@ from dark3r_ros.types import Frame, Trajectory
 Array = NDArray[np.float64]
 
 _BLACK_NOISE = 3.0  # counts around the black level of a frame without light
-_HEAD = 0.2  # share of the drive that fixes the scale before the drift at its end is measured
+_HEAD = 0.1  # share of the drive that fixes place, turn and scale before the drift at its end is measured
+_PIECE = 10.0  # metres over which the drift is measured everywhere
 
 
 @dataclass(frozen=True)
@@ -161,21 +163,18 @@ def _scores(
     write_result(output / 'result', reconstruction, {'run': jsonable(asdict(run))}, overwrite=True)
     write_tum(output / 'truth.tum', Trajectory(stamps, poses))
     scores = evaluate_result(output / 'result', output / 'truth.tum').figures()
-    own = poses[np.searchsorted(stamps, trajectory.stamps_ns), :3, 3]
-    estimate = trajectory.world_from_camera[:, :3, 3]
-    way = float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
-    head = max(3, round(_HEAD * len(estimate)))
-    scale, rotation, translation = umeyama(estimate[:head], own[:head])
-    last = scale * rotation @ estimate[-1] + translation
+    own, estimate = poses[np.searchsorted(stamps, trajectory.stamps_ns)], trajectory.world_from_camera
+    metres_driven = float(way(poses)[-1])
     wheels = Trajectory(stamps, np.stack([pose for _, pose in odometry]))
     metres = estimate_scale(trajectory, wheels)
-    true_scale = umeyama(estimate, own)[0]
+    true_scale = umeyama(estimate[:, :3, 3], own[:, :3, 3])[0]
     return {
         'posed': len(trajectory),
         'ate_relative': scores['ate_relative'],
-        'ate_of_way': float(scores['ate_relative']) * _extent(poses) / way,
-        'drift_of_way': float(np.linalg.norm(last - own[-1])) / way,
-        'way_m': way,
+        'ate_of_way': float(scores['ate_relative']) * _extent(poses) / metres_driven,
+        'drift_of_way': end_drift(estimate, own, _HEAD) / metres_driven,
+        'drift_of_10_m': piece_drift(estimate, own, _PIECE),
+        'way_m': metres_driven,
         'scale_error': metres.scale / true_scale - 1.0 if metres.known else None,
     }
 

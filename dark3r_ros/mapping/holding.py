@@ -136,8 +136,8 @@ def smoothed(off: Array, sigma: Array, start: Array, first: float) -> Array:
     for _ in range(_ROUNDS):
         residual = (off - level) * precision
         weight = ((1.0 - np.minimum((residual / _TUKEY) ** 2, 1.0)) * precision) ** 2
-        level = np.linalg.solve(prior + np.diag(weight), weight * off)
-    return np.asarray(level)
+        level = np.asarray(np.linalg.solve(prior + np.diag(weight), weight * off), dtype=np.float64)
+    return level
 
 
 def _held(off: Array, sigma: Array) -> Array:
