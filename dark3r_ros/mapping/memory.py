@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Iterator
 
@@ -13,12 +14,20 @@ from dark3r_ros.mapping.sparse_map import Keyframe, View
 from dark3r_ros.mapping.submap import Submap
 
 _TARGET = 0.9  # of the ceiling, so that not every frame has to look for room
+_WORTH_GIVING_BACK = 0.05  # of the ceiling, that has been let go of at once
 _LOT = 50  # keyframes forgotten at a time
 
 
 def view_bytes(view: View) -> int:
     """Memory of a view that waits, in bytes."""
     return view.features.nbytes + view.colors.nbytes
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system, where the C library can: glibc keeps what lies between blocks in use."""
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:
+        trim(0)
 
 
 class MemoryKeeper:
@@ -55,10 +64,16 @@ class MemoryKeeper:
         excess = atlas.nbytes + waiting_bytes + other_bytes - ceiling
         if excess <= 0:
             return
-        excess += int((1.0 - _TARGET) * ceiling)
+        wanted = excess + int((1.0 - _TARGET) * ceiling)
+        # Not for the little that goes frame after frame where nothing else may go.
+        if wanted - self._make_room(atlas, waiting, wanted) > _WORTH_GIVING_BACK * ceiling:
+            give_back()
+
+    def _make_room(self, atlas: Atlas, waiting: deque[View], excess: int) -> int:
+        """Let go of so many bytes, or of all that may go; returns how many are still too many."""
         for submap, keyframe in self._cold(atlas):
             if excess <= 0:
-                return
+                return excess
             excess -= self._unload(submap, keyframe)
         while excess > 0 and waiting:
             excess -= view_bytes(waiting.popleft())
@@ -66,8 +81,9 @@ class MemoryKeeper:
             before = atlas.nbytes
             forgotten = any(submap.archive.forget(submap.map, _LOT) for submap in atlas.submaps)
             if not forgotten and not self._drop_some(atlas):
-                return
+                return excess
             excess -= before - atlas.nbytes
+        return excess
 
     def _cold(self, atlas: Atlas) -> Iterator[tuple[Submap, Keyframe]]:
         """Keyframes with features in memory that tracking does not need, least needed first."""

@@ -2,13 +2,14 @@
 """The ceiling of memory holds, whatever the length of the run, and what went to disk is still a place to be found."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from drive import CONFIG, Route, World, along, descriptors
 from synthetic_world import index_of
 
-from dark3r_ros.mapping import places
+from dark3r_ros.mapping import memory, places
 from dark3r_ros.types import MappingState
 
 CEILING_MB = 16
@@ -86,3 +87,30 @@ def test_spilled_keyframes_give_the_same_map(world):
     bounded, _ = drive(world, SMALL)
     a, b = (route.pipeline.reconstruction().trajectory() for route in (unbounded, bounded))
     np.testing.assert_array_equal(a.world_from_camera, b.world_from_camera)
+
+
+def resident():
+    return int(Path('/proc/self/statm').read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='the system does not say what a process takes')
+def test_freed_memory_goes_back_to_the_system_though_blocks_lie_between():
+    blocks, pins = [], []
+    for _ in range(1000):
+        blocks.append(np.ones(100_000, np.uint8))  # below the size that gets pages of its own
+        pins.append(bytes(2000))
+    blocks.clear()
+    before = resident()
+    memory.give_back()
+    assert before - resident() > 50_000_000
+    assert len(pins) == 1000
+
+
+def test_memory_goes_back_once_a_lot_has_gone_to_disk(world, monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, 'give_back', lambda: calls.append(0))
+    route, _ = drive(world, SMALL)
+    assert 0 < len(calls) <= route.pipeline._memory.spilled
+    calls.clear()
+    drive(world, replace(SMALL, memory_ceiling_mb=10_000))
+    assert not calls
