@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.mapping.config import MappingConfig
-from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap
+from dark3r_ros.mapping.settling import Sightings, settled
+from dark3r_ros.mapping.sparse_map import Keyframe, ObservationSet, SparseMap
 from dark3r_ros.sfm.bundle import BundleProblem, BundleResult, adjust
 
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 
 
 def refine_window(
@@ -41,21 +43,16 @@ def refine_window(
     # Scale is only held by two fixed poses; the first of the window takes the part of a missing one.
     free = [len(fixed) >= 2 or number > 0 for number in range(len(window))]
     frames = [*fixed, *window]
+    seen = sparse_map.observations(frames)
     best = _best_seen(sparse_map, frames, config.window_landmarks)
-    result = _refine(
-        sparse_map,
-        frames,
-        [False] * len(fixed) + free,
-        config,
-        config.window_iterations,
-        only=best,
-        with_covariance=with_covariance,
-    )
+    poses_free = [False] * len(fixed) + free
+    result = _adjust(sparse_map, frames, seen, poses_free, config, config.window_iterations, best, with_covariance)
     held = any(keyframe.keyframe_id not in known for keyframe in fixed)
     movable = [keyframe for keyframe, moves in zip(window, free, strict=True) if moves]
     straightened = straighten is not None and not held and straighten(movable)
     # All landmarks follow keyframes that were moved since, otherwise only those that the adjustment left out.
-    _refine(sparse_map, frames, [False] * len(frames), config, 2, only=None if straightened else ~best)
+    follow = sparse_map.observation_counts(window) > 0
+    _settle(sparse_map, frames, seen, config, 2, follow if straightened else follow & ~best)
     covariance = np.zeros((6, 6))
     if result is not None and result.pose_covariance is not None:
         covariance = result.pose_covariance[-1]
@@ -66,9 +63,10 @@ def refine_window(
 def refine_all(sparse_map: SparseMap, config: MappingConfig) -> list[Keyframe]:
     """Adjust every keyframe that still has observations, the first one fixed; outliers are culled in between."""
     keyframes = [keyframe for keyframe in sparse_map.keyframes if len(keyframe.table.observing())]
+    everything = np.ones(sparse_map.landmarks.capacity, dtype=bool)
     for _ in range(3):
         free = [number > 0 for number in range(len(keyframes))]
-        if _refine(sparse_map, keyframes, free, config, 25) is None:
+        if _adjust(sparse_map, keyframes, sparse_map.observations(keyframes), free, config, 25, everything) is None:
             break
         sparse_map.cull(keyframes, config.max_error)
     return keyframes
@@ -76,7 +74,8 @@ def refine_all(sparse_map: SparseMap, config: MappingConfig) -> list[Keyframe]:
 
 def refine_landmarks(sparse_map: SparseMap, keyframes: Sequence[Keyframe], config: MappingConfig) -> None:
     """Put the landmarks of keyframes where these see them; the keyframes stay."""
-    _refine(sparse_map, keyframes, [False] * len(keyframes), config, 5)
+    everything = np.ones(sparse_map.landmarks.capacity, dtype=bool)
+    _settle(sparse_map, keyframes, sparse_map.observations(keyframes), config, 5, everything)
     sparse_map.cull(keyframes, config.max_error)
 
 
@@ -90,31 +89,39 @@ def _best_seen(sparse_map: SparseMap, keyframes: Sequence[Keyframe], budget: int
     return chosen
 
 
-def _refine(
+def _shared(seen: ObservationSet, only: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Index, Index]:
+    """Which observations (K,) count, and of those the landmark rows (P,) and the place of each among them.
+
+    Only landmarks of the mask over landmark rows count, and of those only the ones that two of the keyframes see:
+    another one says nothing about their poses.
+    """
+    counts = np.bincount(seen.landmark, minlength=1)
+    counting = (counts[seen.landmark] >= 2) & only[seen.landmark]
+    landmarks, place = np.unique(seen.landmark[counting], return_inverse=True)
+    return counting, landmarks, place.astype(np.int64)
+
+
+def _adjust(
     sparse_map: SparseMap,
     keyframes: Sequence[Keyframe],
+    seen: ObservationSet,
     free: Sequence[bool],
     config: MappingConfig,
     iterations: int,
-    only: NDArray[np.bool_] | None = None,
+    only: NDArray[np.bool_],
     with_covariance: bool = False,
 ) -> BundleResult | None:
-    seen = sparse_map.observations(keyframes)
-    counts = np.bincount(seen.landmark, minlength=1)
-    # A landmark that only one of these keyframes sees says nothing about their poses.
-    supported = counts[seen.landmark] >= 2
-    if only is not None:
-        supported &= only[seen.landmark]
-    landmarks, point_index = np.unique(seen.landmark[supported], return_inverse=True)
+    """Adjust poses that are free, and landmarks of a mask; None where too few are shared."""
+    counting, landmarks, place = _shared(seen, only)
     if len(landmarks) < 6 or len(keyframes) < 2:
         return None
     problem = BundleProblem(
         np.stack([keyframe.camera_from_world for keyframe in keyframes]),
         np.array(free, dtype=bool),
         sparse_map.landmarks.points[landmarks],
-        seen.keyframe[supported],
-        point_index.astype(np.int64),
-        seen.normalised[supported],
+        seen.keyframe[counting],
+        place,
+        seen.normalised[counting],
         keyframes[-1].focal,
         robust_width=0.5 * config.max_error,
     )
@@ -124,3 +131,26 @@ def _refine(
             keyframe.camera_from_world = pose
     sparse_map.landmarks.move(landmarks, result.points)
     return result
+
+
+def _settle(
+    sparse_map: SparseMap,
+    keyframes: Sequence[Keyframe],
+    seen: ObservationSet,
+    config: MappingConfig,
+    iterations: int,
+    only: NDArray[np.bool_],
+) -> None:
+    """Move landmarks of a mask where the keyframes see them."""
+    counting, landmarks, place = _shared(seen, only)
+    if len(landmarks) == 0:
+        return
+    sightings = Sightings(
+        np.stack([keyframe.camera_from_world for keyframe in keyframes]),
+        seen.keyframe[counting],
+        place,
+        seen.normalised[counting],
+        keyframes[-1].focal,
+        0.5 * config.max_error,
+    )
+    sparse_map.landmarks.move(landmarks, settled(sparse_map.landmarks.points[landmarks], sightings, iterations))

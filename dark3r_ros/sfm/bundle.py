@@ -332,9 +332,10 @@ def adjust(
     """
     cost, residuals = _cost(problem)
     before, damping, iterations = cost, 1e-4, 0
-    schur = Schur(problem, _linearise(problem))
+    schur: Schur | None = None
     while iterations < max_iterations:
         iterations += 1
+        schur = schur or Schur(problem, _linearise(problem))
         step = schur.step(damping)
         if step is not None:
             trial = moved(problem, *step)
@@ -349,7 +350,7 @@ def adjust(
         damping = max(damping / 4.0, 1e-9)
         if gained < tolerance:
             break
-        schur = Schur(problem, _linearise(problem))
+        schur = None
     covariance = None
     if with_covariance:
         covariance = _scaled_covariance(problem, residuals)
