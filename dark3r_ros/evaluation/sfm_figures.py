@@ -34,6 +34,7 @@ _SHOWN_PAIRS = 2  # best and worst ones, each
 _MOST_LINES = 4000
 _SHOWN_MATCHES = 100
 _METHODS = {
+    'ordered': 'chain of neighbours in time',
     'incremental': "COLMAP's incremental mapper",
     'global': "COLMAP's global mapper",
     'own': 'own incremental mapper',
@@ -164,6 +165,14 @@ def sfm_rows(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
         else:
             text = str(found)
         rows.append((f'Start by {_METHODS.get(name, name)}', text + (' (taken)' if name == taken else '')))
+    chain = (start.get('tried') or {}).get('ordered') or {}
+    if chain.get('refused_pairs'):
+        text = f'{chain["refused_pairs"]}, with {chain["refused_share"]:.2f} of the verified matches'
+        rows.append(('Pairs refused: they look alike and show other places', text))
+    neighbours = notes.get('neighbours')
+    if neighbours:
+        text = f'{neighbours["fitting"]:.2f} of their matches; the path breaks at {len(neighbours["breaks"])} places'
+        rows.append(('Neighbours in time that lie where the map says', text))
     if notes.get('posed_late'):
         rows.append(('Posed late, by resection', str(notes['posed_late'])))
     focal = notes.get('focal')

@@ -52,9 +52,9 @@ class SfmConfig(Config):
     )
     mapper: str = setting(
         'auto',
-        'How first poses are found: COLMAP global or incremental mapper, own incremental one, alignment of point maps, '
-        'or the best of them.',
-        choices=('auto', 'global', 'incremental', 'own', 'pointmaps'),
+        'How first poses are found: along the order of time, by COLMAP global or incremental mapper, our own, '
+        'alignment of point maps, or the best of them.',
+        choices=('auto', 'ordered', 'global', 'incremental', 'own', 'pointmaps'),
     )
     fix_intrinsics: bool = setting(
         True, 'Hold the focal length; false corrects it by the matches, and finds it for frames without calibration.'

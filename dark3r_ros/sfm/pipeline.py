@@ -39,6 +39,7 @@ from dark3r_ros.sfm.start import first_poses
 from dark3r_ros.sfm.store import PairStore
 from dark3r_ros.sfm.tracks import Tracks, build_tracks, merge_stars
 from dark3r_ros.sfm.triangulation import Structure, triangulate_tracks
+from dark3r_ros.sfm.trust import check_neighbours
 from dark3r_ros.sfm.views import View, median_focal, take_views
 from dark3r_ros.types import DepthMap, Frame, Reconstruction
 
@@ -108,9 +109,9 @@ class SfmRun:
             views = self._views(frames, expected)
         with self._timed('pairs'):
             self.pairs = pairs = self._pairs(views)
-        tracks = build_tracks(views, pairs)
         with self._timed('start'):
-            poses = self._start(views, pairs)
+            poses, pairs = self._start(views, pairs)
+        tracks = build_tracks(views, pairs)
         if not poses:
             return self._finish(views, {}, _nothing(tracks), tracks, self._reasons(views, pairs))
         with self._timed('adjust'):
@@ -135,6 +136,7 @@ class SfmRun:
             self._check_focal(tracks, refined, views)
             refined = self._with_covariance(tracks, refined, views)
         refined = self._pooled(tracks, refined, views)
+        self._check_order(pairs, refined, views)
         return self._finish(views, refined.poses, refined.structure, tracks, reasons)
 
     # ------------------------------------------------------------------ stages
@@ -221,17 +223,18 @@ class SfmRun:
             'stamps': hashlib.blake2b(stamps, digest_size=8).hexdigest(),
         }
 
-    def _start(self, views: Sequence[View], pairs: Sequence[VerifiedPair]) -> dict[int, Array]:
-        """First poses of the views that are good enough to build upon."""
+    def _start(self, views: Sequence[View], pairs: list[VerifiedPair]) -> tuple[dict[int, Array], list[VerifiedPair]]:
+        """First poses of the views that are good enough to build upon, and the pairs not refused."""
         poor = poor_views(views, self.config.poor_share)
         if _all_still(pairs):
             # Noise alone would be taken for motion.
             self.notes['start'] = {'method': 'none', 'posed': 0}
-            return {}
+            return {}, pairs
         good = [pair for pair in pairs if pair.first not in poor and pair.second not in poor]
         self.notes['set_aside'] = sorted(poor)
-        poses, self.notes['start'] = first_poses(views, good or pairs, self.predictor, self.config, self.progress)
-        return poses
+        start = first_poses(views, good or pairs, self.predictor, self.config, self.progress)
+        self.notes['start'] = start.note
+        return start.poses, [pair for pair in pairs if (pair.first, pair.second) not in start.refused]
 
     def _refine(self, tracks: Tracks, poses: dict[int, Array], views: Sequence[View]) -> Refined:
         parallax = np.radians(self.config.min_parallax)
@@ -297,6 +300,16 @@ class SfmRun:
                 f'the focal length given, {given:.1f} px, disagrees with the matches: {given * check.scale:.1f} px '
                 f'(+- {100 * check.deviation:.1f} %) fits them; check the calibration and the size that it belongs to'
             )
+
+    def _check_order(self, pairs: Sequence[VerifiedPair], refined: Refined, views: Sequence[View]) -> None:
+        """Warn where next neighbours in time contradict the poses: a path that folds or jumps."""
+        chain = self.notes['start'].get('tried', {}).get('ordered', {})
+        check = check_neighbours(pairs, refined, views, self.config, chain.get('stands', False))
+        if check is None:
+            return
+        self.notes['neighbours'] = {'fitting': check.fitting, 'breaks': check.breaks}
+        if check.breaks:
+            self.warnings.append(check.warning(views))
 
     def _late(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> Refined:
         """Resect views without a pose until a whole round brings nothing new."""

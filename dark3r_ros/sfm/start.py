@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from dark3r_ros.sfm.late import agreeing
 from dark3r_ros.sfm.pairs import VerifiedPair, thin_pairs
 from dark3r_ros.sfm.progress import Progress, Ticker, quiet
 from dark3r_ros.sfm.start_colmap import load_pycolmap, map_by_colmap
+from dark3r_ros.sfm.start_ordered import Key, key_of, start_in_order
 from dark3r_ros.sfm.start_own import map_incrementally
 from dark3r_ros.sfm.start_pointmaps import align_point_maps, gives_point_maps
 from dark3r_ros.sfm.views import View
@@ -29,8 +31,19 @@ _PLENTY = 60_000
 # Matches that agree with poses beyond doubt, over those that agree with the geometries of single pairs; below it
 # another method gets its chance.
 _CLEAR = 0.8
+# A chain in time that leaves loops open, with more than this share of the matches, lets the other methods close them.
+_OPEN = 0.02
 # Keypoints of all views together that a start is made from, unless that leaves too few of each.
 _START_TOTAL = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """First poses camera_from_world by view, a note of how they were found, and pairs found to show other places."""
+
+    poses: dict[int, Array]
+    note: dict[str, Any]
+    refused: frozenset[Key] = frozenset()
 
 
 def first_poses(
@@ -39,46 +52,80 @@ def first_poses(
     predictor: Predictor,
     config: SfmConfig,
     progress: Progress = quiet,
-) -> tuple[dict[int, Array], dict[str, Any]]:
-    """Poses camera_from_world by view, and a note of the methods, what each found, and which was taken.
+) -> Start:
+    """First poses, with a note of the methods, what each found, and which was taken.
 
-    `auto` takes COLMAP's incremental mapper, which measured best on dark sequences. Where pycolmap is missing, views
-    are left out, or many matches disagree with its poses, our own tries as well, and the alignment of point maps where
-    the predictor gives them; the poses that more matches agree with win. Where even these explain few, views that
-    other starts put elsewhere with nearly as many matches are left out, and listed as `ambiguous`.
+    `auto` follows the frames in order of time first. Where that chain stands, pairs that it contradicts are refused:
+    they look alike and show different places. Where it leaves views out, leaves loops open or explains few matches,
+    COLMAP's incremental mapper is tried as well, then our own, and the alignment of point maps where the predictor
+    gives them; the poses that more matches of the pairs not refused agree with win. Where even these explain few,
+    views that other starts put elsewhere with nearly as many matches are left out, and listed as `ambiguous`.
     """
     if not pairs:
-        return {}, {'method': config.mapper, 'posed': 0}
-    verified = [pair.verified() for pair in pairs]
-    total = sum(len(pair) for pair in verified)
+        return Start({}, {'method': config.mapper, 'posed': 0})
     everyone = {number for pair in pairs for number in (pair.first, pair.second)}
-    chosen = verified if total <= _PLENTY else thin_pairs(verified, _per_view(len(everyone), config.start_points))
-    best: dict[int, Array] = {}
-    found: dict[str, Any] = {}
-    method, most = '', -1
+    contest = _Contest(views, pairs, everyone, config)
+    refused: frozenset[Key] = frozenset()
+    if config.mapper in ('auto', 'ordered'):
+        tick = Ticker(progress, len(everyone), 'start (ordered)')
+        chain = start_in_order(views, pairs, config, tick)
+        tick.close()
+        if chain.stands:
+            refused = chain.refused
+            pairs = [pair for pair in pairs if key_of(pair) not in refused]
+            contest = _Contest(views, pairs, everyone, config)
+        contest.enter('ordered', chain.poses, chain.figures())
+        if contest.clear and chain.loops_share <= _OPEN:
+            return Start(contest.best, contest.note(), refused)
+    verified = [pair.verified() for pair in pairs]
+    chosen = (
+        verified if contest.total <= _PLENTY else thin_pairs(verified, _per_view(len(everyone), config.start_points))
+    )
     for name in _methods(predictor, config):
         tick = Ticker(progress, len(everyone), f'start ({name})')
         try:
-            poses = _run(name, views, chosen, predictor, config, tick)
+            contest.enter(name, _run(name, views, chosen, predictor, config, tick))
         except DependencyError as error:
             if config.mapper != 'auto':
                 raise
-            found[name] = str(error)
-            continue
+            contest.tried[name] = str(error)
         finally:
             tick.close()
-        support = sum(agreeing(pair, poses, views, config.max_error) for pair in pairs)
-        found[name] = {'posed': len(poses), 'agreeing_share': support / total}
-        if support > most:
-            best, method, most = poses, name, support
-        if len(poses) == len(everyone) and support >= _CLEAR * total:
+        if contest.clear:
             break
-    note: dict[str, Any] = {'method': method, 'posed': len(best), 'tried': found}
-    if config.mapper == 'auto' and len(best) > 2 and most < _CLEAR * total:
-        settled = settled_views(best, most, pairs, views, config)
+    best, note = contest.best, contest.note()
+    if config.mapper == 'auto' and len(best) > 2 and contest.most < _CLEAR * contest.total:
+        settled = settled_views(best, contest.most, pairs, views, config)
         note['ambiguous'] = sorted(set(best) - settled)
         best = {number: pose for number, pose in best.items() if number in settled} if len(settled) > 2 else {}
-    return best, note
+    return Start(best, note, refused)
+
+
+class _Contest:
+    """Poses of several methods, of which those win that most matches agree with."""
+
+    def __init__(
+        self, views: Sequence[View], pairs: Sequence[VerifiedPair], everyone: Collection[int], config: SfmConfig
+    ) -> None:
+        self._views, self._pairs, self._everyone, self._config = views, pairs, everyone, config
+        self.total = sum(pair.support for pair in pairs)
+        self.best: dict[int, Array] = {}
+        self.most = -1
+        self.clear = False
+        self.tried: dict[str, Any] = {}
+        self._method = ''
+
+    def enter(self, name: str, poses: dict[int, Array], figures: Mapping[str, Any] | None = None) -> None:
+        """Take poses where more matches agree with them; `clear` says whether they leave no doubt."""
+        support = sum(agreeing(pair, poses, self._views, self._config.max_error) for pair in self._pairs)
+        self.tried[name] = {'posed': len(poses), 'agreeing_share': support / max(self.total, 1), **(figures or {})}
+        if support > self.most:
+            self.best, self.most, self._method = poses, support, name
+            self.clear = len(poses) == len(self._everyone) and support >= _CLEAR * self.total
+
+    def note(self) -> dict[str, Any]:
+        """What the report says."""
+        return {'method': self._method, 'posed': len(self.best), 'tried': self.tried}
 
 
 def _per_view(count: int, most: int) -> int:
@@ -87,6 +134,8 @@ def _per_view(count: int, most: int) -> int:
 
 
 def _methods(predictor: Predictor, config: SfmConfig) -> list[str]:
+    if config.mapper == 'ordered':
+        return []
     if config.mapper != 'auto':
         return [config.mapper]
     return ['incremental', 'own', *(['pointmaps'] if gives_point_maps(predictor) else [])]

@@ -58,7 +58,7 @@ class StarPredictor:
     def _find(self, a: int, b: int, rng) -> tuple[np.ndarray, np.ndarray]:
         points = hit(self.poses[a], self.camera.unproject(self.anchors))
         local = se3.transform_points(se3.inverse(self.poses[b]), points)
-        front = local[:, 2] > 0.1
+        front = (local[:, 2] > 0.1) & ((points - self.poses[a][:3, 3]) @ self.poses[a][:3, 2] > 0.1)
         pixels = self.camera.project(np.where(front[:, None], local, (0.0, 0.0, 1.0)))
         limit = (self.camera.width - 1, self.camera.height - 1)
         seen = np.flatnonzero(front & (pixels >= 0).all(axis=1) & (pixels <= limit).all(axis=1))
@@ -82,6 +82,20 @@ class StarPredictor:
             anchor_a=np.concatenate([seen_a, nothing_a]),
             anchor_b=np.concatenate([nothing_b, seen_b]),
         )
+
+
+class MisledPredictor(StarPredictor):
+    """Finds the anchors of one view, a stranger, anywhere in the others, and theirs anywhere in it."""
+
+    def __init__(self, poses: np.ndarray, stranger: int) -> None:
+        super().__init__(poses)
+        self.stranger = stranger
+
+    def _find(self, a: int, b: int, rng) -> tuple[np.ndarray, np.ndarray]:
+        if self.stranger not in (a, b):
+            return super()._find(a, b, rng)
+        limit = (self.camera.width - 1, self.camera.height - 1)
+        return np.arange(len(self.anchors)), rng.random((len(self.anchors), 2)) * limit
 
 
 class WallPredictor(StarPredictor):
