@@ -136,7 +136,7 @@ class SfmRun:
             self._check_focal(tracks, refined, views)
             refined = self._with_covariance(tracks, refined, views)
         refined = self._pooled(tracks, refined, views)
-        self._check_order(pairs, refined, views)
+        self._check_order(self.pairs, refined, views)
         return self._finish(views, refined.poses, refined.structure, tracks, reasons)
 
     # ------------------------------------------------------------------ stages

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.sfm.chain import adjusted, map_in_order, near_pairs, steps_apart, time_order
+from dark3r_ros.sfm.chain import REACH, adjusted, map_in_order, near_pairs, steps_apart, time_order
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.consistency import DepthsSeen, fitting_share, pose_of_pair
 from dark3r_ros.sfm.late import pose_remaining
@@ -139,7 +139,10 @@ def _judged(
     views: Sequence[View],
     config: SfmConfig,
 ) -> tuple[frozenset[Key], frozenset[Key]]:
-    """Pairs that do not fit: those that may close a loop, and those that only look alike."""
+    """Pairs that do not fit: those that may close a loop, and those that only look alike.
+
+    Neighbours that made the chain are neither: where they do not fit, the chain is wrong.
+    """
     order = time_order(views, pairs)
     way = _way(order, state.poses)
     depths = DepthsSeen(state.structure, state.poses)
@@ -150,7 +153,7 @@ def _judged(
         if key not in shares:
             if steps > _BELIEVED:
                 refused.add(key)
-        elif shares[key] < _FITS:
+        elif steps > REACH and shares[key] < _FITS:
             (loops if _closes(pair, way, state, depths, views, config) else refused).add(key)
     return frozenset(loops), frozenset(refused)
 
