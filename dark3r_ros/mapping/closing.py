@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from dark3r_ros.model.predictor import Predictor
 
 # Deviations of a step between neighbours: rotation (rad), shares of its length and of the depth, scale.
 _STEP = (0.003, 0.01, 0.001, 0.01)
+_HELD = 0.0005  # of the scale where odometry holds it: 1 % in 400 steps, so that a loop closes by turns instead
 # Of a loop: rotation, share of the depth, scale.
 _LOOP = (0.003, 0.015, 0.015)
 _STRAIN = 8.0  # sigmas that a step or a loop may be off once the error is spread
@@ -60,7 +62,7 @@ def spread_error(submap: Submap, evidence: Sequence[Evidence]) -> list[float] | 
     steps = [(number[parent], own) for own, keyframe in enumerate(keyframes) for parent in keyframe.parents
              if parent in number]  # fmt: skip
     steps += [(number[first], number[second]) for first, second in submap.ties]
-    edges = [_step(nodes, first, second, submap.depth(keyframes[first])) for first, second in steps]
+    edges = [_step(nodes, first, second, submap) for first, second in steps]
     edges += [
         Edge(number[first], number[second], _between(nodes, number[first], number[second]), (turn, shift, scale))
         for first, second, turn, shift, scale in submap.bridges
@@ -81,9 +83,9 @@ def kept_closed(submap: Submap, nodes: Sequence[Similarity]) -> list[Similarity]
     keyframes = submap.map.keyframes
     now = [_node(keyframe) for keyframe in keyframes]
     number = {keyframe.keyframe_id: place for place, keyframe in enumerate(keyframes)}
-    edges = [_step(nodes, place, place + 1, submap.depth(keyframes[place])) for place in range(len(nodes) - 1)]
+    edges = [_step(nodes, place, place + 1, submap) for place in range(len(nodes) - 1)]
     ties = [(number[first], number[second]) for first, second in submap.ties]
-    loops = [_step(now, first, second, submap.depth(keyframes[first])) for first, second in ties]
+    loops = [_step(now, first, second, submap) for first, second in ties]
     return optimise(nodes, [*edges, *loops])
 
 
@@ -104,11 +106,12 @@ def _between(nodes: Sequence[Similarity], first: int, second: int) -> Similarity
     return nodes[first].inverse().after(nodes[second])
 
 
-def _step(nodes: Sequence[Similarity], first: int, second: int, depth: float) -> Edge:
+def _step(nodes: Sequence[Similarity], first: int, second: int, submap: Submap) -> Edge:
     relative = _between(nodes, first, second)
-    length = float(np.linalg.norm(relative.translation))
+    length, depth = float(np.linalg.norm(relative.translation)), submap.depth(submap.map.keyframes[first])
     turn, share, floor, scale = _STEP
-    return Edge(first, second, relative, (turn, share * length + floor * depth, scale))
+    sigma = (turn, share * length + floor * depth, _HELD if math.isfinite(submap.metres) else scale)
+    return Edge(first, second, relative, sigma)
 
 
 def _loop(item: Evidence, number: dict[int, int], submap: Submap) -> Edge:

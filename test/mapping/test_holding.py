@@ -2,6 +2,7 @@
 """Odometry holds the unit of a map, against exact truth."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from synthetic_world import CAMERA, index_of, stamp
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.align import umeyama
+from dark3r_ros.mapping.closing import spread_error
+from dark3r_ros.mapping.evidence import Evidence
 from dark3r_ros.mapping.holding import ScaleHold, smoothed
 from dark3r_ros.mapping.motion import odometry_track
 from dark3r_ros.mapping.sparse_map import Keyframe
@@ -158,6 +161,31 @@ def test_a_loop_stays_closed_where_odometry_would_open_it():
     submap.ties.clear()
     centres = [node.translation for node in ScaleHold(worn).nodes(submap)]
     assert np.linalg.norm(centres[-1] - centres[0]) > 0.5
+
+
+@pytest.mark.parametrize('held', [False, True])
+def test_a_loop_of_a_map_that_is_held_closes_by_turns_and_not_by_its_unit(held):
+    circle = bend(125, 2.0 * np.pi / 124)
+    # Vision turns too far in the first quarter and too little in the second, so that the circle stays open.
+    wrong = [np.eye(4)]
+    for number, (before, after) in enumerate(pairwise(circle)):
+        turn = se3.exp_so3([0.0, 0.005 * ((number < 31) - (31 <= number < 62)), 0.0])
+        wrong.append(wrong[-1] @ se3.inverse(before) @ after @ se3.make(turn, np.zeros(3)))
+    submap = crept(wrong, odometry_track(), creep=0.0)
+    submap.metres = 1.0 if held else math.nan
+    keyframes = submap.map.keyframes
+    for before, after in pairwise(keyframes):
+        after.parents = (before.keyframe_id,)
+    gap = np.linalg.norm(keyframes[-1].centre - keyframes[0].centre)
+    place = se3.inverse(circle[0]) @ circle[-1]
+    seen = Evidence(keyframes[-1], keyframes[0], (keyframes[0],), submap, se3.inverse(place), 1.0, 100, 1.0)
+    grown = np.array(spread_error(submap, [seen]))
+    assert np.linalg.norm(keyframes[-1].centre - keyframes[0].centre) < 0.3 * gap
+    if held:
+        assert np.abs(np.log(grown)).max() < 0.006 and units(submap).max() / units(submap).min() < 1.02
+        assert error(submap, circle) < 0.0035
+    else:
+        assert np.abs(np.log(grown)).max() > 0.05 and error(submap, circle) > 0.0045
 
 
 def test_smoothing_follows_a_slow_change_and_leaves_out_single_steps():
