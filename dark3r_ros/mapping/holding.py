@@ -90,6 +90,8 @@ class ScaleHold:
 
     def _steps(self, submap: Submap, chain: Sequence[Keyframe]) -> tuple[Array, Array] | None:
         """By how much the steps (N - 1,) of a chain are off, and deviations; None while the unit is not known."""
+        if len(chain) < 2:
+            return None
         for keyframe in chain:
             if keyframe.odometry is None:  # it may come late, and is forgotten by the track in time
                 keyframe.odometry = self._track.at(keyframe.stamp_ns)
@@ -100,7 +102,7 @@ class ScaleHold:
 
     def _compare(self, chain: Sequence[Keyframe]) -> tuple[Array, Array]:
         """Logarithms (N - 1,) of metres per unit of every step and their deviations, infinite where nothing is said."""
-        off, sigma = np.zeros(max(len(chain) - 1, 0)), np.full(max(len(chain) - 1, 0), np.inf)
+        off, sigma = np.zeros(len(chain) - 1), np.full(len(chain) - 1, np.inf)
         known = [keyframe.odometry for keyframe in chain]
         steps = [
             number

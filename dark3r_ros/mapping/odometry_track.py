@@ -42,7 +42,12 @@ class OdometryTrack:
             return self._stamps[-1] if self._stamps else None
 
     def add(self, stamp_ns: int, odom_from_body: Array) -> None:
-        """Add the next pose (4, 4); one that is not newer starts the track anew when it is older by over a second."""
+        """Add the next pose (4, 4); one that is not newer starts the track anew when it is older by over a second.
+
+        What is not a number is left out.
+        """
+        if not np.isfinite(odom_from_body).all():
+            return
         with self._lock:
             chain = 0
             if self._stamps:

@@ -158,6 +158,8 @@ class Submap:
         grown = own_from_other.scale
         self.bridges += [(first, last, turn, grown * shift, scale) for first, last, turn, shift, scale in other.bridges]
         self.trust, self.baseline, self.motion = camera.trust, None, None
+        if not math.isfinite(self.metres):
+            self.metres = other.metres / grown
 
 
 class _Shift:

@@ -15,6 +15,7 @@ from dark3r_ros.mapping.closing import spread_error
 from dark3r_ros.mapping.evidence import Evidence
 from dark3r_ros.mapping.holding import ScaleHold, smoothed
 from dark3r_ros.mapping.motion import odometry_track
+from dark3r_ros.mapping.similarity import Similarity
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.simulation.odometry import WheelOdometry
@@ -186,6 +187,29 @@ def test_a_loop_of_a_map_that_is_held_closes_by_turns_and_not_by_its_unit(held):
         assert error(submap, circle) < 0.0035
     else:
         assert np.abs(np.log(grown)).max() > 0.05 and error(submap, circle) > 0.0045
+
+
+def test_a_map_that_takes_another_one_has_its_unit_until_it_has_one_of_its_own():
+    poses = bend(40)
+    other, joined = crept(poses, wheels(poses)), crept(poses[:5], odometry_track())
+    metres = other.metres
+    # Two units of the map that takes it make one of the other.
+    joined.take(other, Similarity(2.0, np.eye(3), np.zeros(3)), other)
+    assert joined.metres == pytest.approx(metres / 2.0)
+    again = crept(poses, wheels(poses))
+    joined.take(again, Similarity(3.0, np.eye(3), np.zeros(3)), again)
+    assert joined.metres == pytest.approx(metres / 2.0)
+
+
+def test_one_keyframe_and_odometry_that_is_not_a_number_move_nothing():
+    one = crept(bend(1), wheels(bend(1)))
+    one.metres = 1.0
+    assert not ScaleHold(wheels(bend(1))).straighten(one, one.map.keyframes)
+    track = odometry_track()
+    for number in range(60):
+        track.add(stamp(number), np.full((4, 4), np.nan))
+    assert len(track) == 0
+    assert not ScaleHold(track).straighten(crept(bend(60), odometry_track()), [])
 
 
 def test_smoothing_follows_a_slow_change_and_leaves_out_single_steps():
