@@ -30,7 +30,7 @@ _FITS = 0.4
 _ROUNDS = 2
 # A chain stands when it poses this share of the views, and neighbours fit it by as much on average.
 _POSED = 0.9
-_NEIGHBOURS = 0.8
+_NEIGHBOURS = 0.9
 # A pair that does not fit closes a loop when what the chain would have drifted is at most this share of the way.
 _DRIFT = 0.15
 _DRIFT_DEG = 20.0
