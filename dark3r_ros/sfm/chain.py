@@ -116,7 +116,8 @@ def _nuclei(
     a single pair takes is chance; a third and a fourth view agree with the right one.
     """
     size = min(_NUCLEUS, len(order))
-    begins = np.unique(np.linspace(0, len(order) - size, _PLACES).round().astype(int)).tolist()
+    places = min(_PLACES, len(order) // size) if size else 0
+    begins = np.linspace(0, len(order) - size, places).round().astype(int).tolist()
     found = [_nucleus(order[begin : begin + size], near, views, config) for begin in begins]
     found.sort(key=lambda item: -item[0])
     return [poses for share, poses in found if share > 0.0]
