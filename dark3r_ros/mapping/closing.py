@@ -56,24 +56,36 @@ def spread_error(submap: Submap, evidence: Sequence[Evidence]) -> list[float] | 
 
     None, and nothing has moved, where the loop contradicts the graph.
     """
+    held = math.isfinite(submap.metres)
+    moved = _spread(submap, evidence, held=held)
+    if moved is None and held:  # vision has turned by more than a graph of one unit can bear
+        moved = _spread(submap, evidence, held=False)
+    if moved is None:
+        return None
+    submap.move(moved)
+    submap.ties += [(item.place.keyframe_id, item.query.keyframe_id) for item in evidence]
+    return [node.scale for node in moved]
+
+
+def _spread(submap: Submap, evidence: Sequence[Evidence], *, held: bool) -> list[Similarity] | None:
+    """Where the keyframes of a submap go so that its loop closes; None where it contradicts the graph.
+
+    The unit of a map that is `held` hardly changes.
+    """
     keyframes = submap.map.keyframes
     nodes = [_node(keyframe) for keyframe in keyframes]
     number = {keyframe.keyframe_id: place for place, keyframe in enumerate(keyframes)}
     steps = [(number[parent], own) for own, keyframe in enumerate(keyframes) for parent in keyframe.parents
              if parent in number]  # fmt: skip
     steps += [(number[first], number[second]) for first, second in submap.ties]
-    edges = [_step(nodes, first, second, submap) for first, second in steps]
+    edges = [_step(nodes, first, second, submap, held=held) for first, second in steps]
     edges += [
         Edge(number[first], number[second], _between(nodes, number[first], number[second]), (turn, shift, scale))
         for first, second, turn, shift, scale in submap.bridges
     ]
     loops = [_loop(item, number, submap) for item in evidence]
     moved = optimise(nodes, [*edges, *loops])
-    if edge_errors(moved, [*edges, *loops]).max() > _STRAIN:
-        return None
-    submap.move(moved)
-    submap.ties += [(item.place.keyframe_id, item.query.keyframe_id) for item in evidence]
-    return [node.scale for node in moved]
+    return None if edge_errors(moved, [*edges, *loops]).max() > _STRAIN else moved
 
 
 def kept_closed(submap: Submap, nodes: Sequence[Similarity]) -> list[Similarity]:
@@ -83,9 +95,10 @@ def kept_closed(submap: Submap, nodes: Sequence[Similarity]) -> list[Similarity]
     keyframes = submap.map.keyframes
     now = [_node(keyframe) for keyframe in keyframes]
     number = {keyframe.keyframe_id: place for place, keyframe in enumerate(keyframes)}
-    edges = [_step(nodes, place, place + 1, submap) for place in range(len(nodes) - 1)]
+    held = math.isfinite(submap.metres)
+    edges = [_step(nodes, place, place + 1, submap, held=held) for place in range(len(nodes) - 1)]
     ties = [(number[first], number[second]) for first, second in submap.ties]
-    loops = [_step(now, first, second, submap) for first, second in ties]
+    loops = [_step(now, first, second, submap, held=held) for first, second in ties]
     return optimise(nodes, [*edges, *loops])
 
 
@@ -106,11 +119,11 @@ def _between(nodes: Sequence[Similarity], first: int, second: int) -> Similarity
     return nodes[first].inverse().after(nodes[second])
 
 
-def _step(nodes: Sequence[Similarity], first: int, second: int, submap: Submap) -> Edge:
+def _step(nodes: Sequence[Similarity], first: int, second: int, submap: Submap, *, held: bool) -> Edge:
     relative = _between(nodes, first, second)
     length, depth = float(np.linalg.norm(relative.translation)), submap.depth(submap.map.keyframes[first])
     turn, share, floor, scale = _STEP
-    sigma = (turn, share * length + floor * depth, _HELD if math.isfinite(submap.metres) else scale)
+    sigma = (turn, share * length + floor * depth, _HELD if held else scale)
     return Edge(first, second, relative, sigma)
 
 
