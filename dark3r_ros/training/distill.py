@@ -36,6 +36,9 @@ class DistillConfig(Config):
         0.0, "Weight of the divergence of the student's chances of a match from the teacher's.", minimum=0.0
     )
     matching: float = setting(0.0, 'Weight of matching the noisy pair against the true geometry.', minimum=0.0)
+    flattening: float = setting(
+        0.0, "Weight of the squared slope by which mini's matches lose relief, beside `matching`.", minimum=0.0
+    )
     reliability: float = setting(
         0.3, "Weight of mini's chances that a match is right and a place seen, against the truth.", minimum=0.0
     )
@@ -201,6 +204,7 @@ class DistillTask:
             assert isinstance(self.network, MiniNetwork)
             losses = matching_losses(self.network, dark.output, pairs, generator)
             total = config.matching * losses.matching + config.reliability * losses.chances
+            total = total + config.flattening * losses.flattening
             return losses.figures(), total
         if config.matching == 0 or dark.output is None:
             return {}, nothing

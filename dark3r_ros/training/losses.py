@@ -17,6 +17,9 @@ from dark3r_ros.model.mini import COARSE, FINE, MiniContext, MiniNetwork, MiniOu
 from dark3r_ros.model.patches import FineMaps, patch_similarity, square
 from dark3r_ros.training.batch import TrainingPairs
 
+SURROUNDINGS = 40.0  # pixels: places that near are held to move alike, but for relief
+_LEAST_AROUND = 4  # places, itself among them
+_LARGEST_RELIEF = 6.0  # fine pixels
 RADIUS = 4  # of the window around the true place that the fine stage looks through, in fine pixels
 _WEIGHTS = {'single': 0.5, 'pair': 1.0, 'fine': 1.0, 'reliability': 0.3, 'seen': 0.2}
 
@@ -61,6 +64,7 @@ class Losses:
     Attributes
     ----------
     single, pair: of the coarse descriptors of images by themselves and beside their partner. fine: of the fine ones.
+    flattening: squared slope of fine errors on how far a place moves otherwise than its surroundings.
     reliability: of the chance that a match is right. seen: of the chance that the other view sees a place.
 
     """
@@ -68,6 +72,7 @@ class Losses:
     single: Tensor
     pair: Tensor
     fine: Tensor
+    flattening: Tensor
     reliability: Tensor
     seen: Tensor
     single_right: Tensor
@@ -185,13 +190,14 @@ def matching_losses(
         pair, pair_right = _coarse_loss(scale, first.coarse, second.coarse, chosen)
         logit = sample_map(first.seen[:, None], chosen.a, COARSE)[..., 0]
         seen = functional.binary_cross_entropy_with_logits(logit, chosen.valid.to(logit.dtype))
-    fine, fine_right = _fine_loss(network.fine_factor, fine_a, fine_b, few, generator)
+    fine, fine_right, flattening = _fine_loss(network.fine_factor, fine_a, fine_b, few, generator)
     right = pair_right[:, :fine_points] & fine_right
     weight, few_weight = chosen.valid.float(), few.valid.float()
     return Losses(
         single,
         pair,
         fine,
+        flattening,
         _reliability_loss(output.reliability.chunk(2)[0], few, right),
         seen,
         _mean(single_right, weight),
@@ -242,8 +248,11 @@ def _coarse_loss(scale: Tensor, map_a: Tensor, map_b: Tensor, points: SampledPoi
 
 def _fine_loss(
     scale: Tensor, map_a: Tensor, map_b: Tensor, points: SampledPoints, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the place within a window against bilinear weights of the true one; also who hit it (B, P)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of the place within a window against bilinear weights of the true one.
+
+    Also who hit it (B, P), and the square of `flattening_slope`.
+    """
     height, width = map_b.shape[2:]
     home = ((points.a - (FINE - 1) / 2) / FINE).round().long()
     truth = (points.b - (FINE - 1) / 2) / FINE
@@ -261,7 +270,25 @@ def _fine_loss(
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-3)
     loss = -(weights * functional.log_softmax(logits, dim=-1)).sum(-1)
     best = window.gather(2, logits.argmax(2)[:, :, None, None].expand(-1, -1, 1, 2))[:, :, 0]
-    return _mean(loss, points.valid.float()), (best - truth).norm(dim=-1) < 1.0
+    slope = flattening_slope((logits.softmax(-1)[..., None] * window).sum(2) - truth, points)
+    return _mean(loss, points.valid.float()), (best - truth).norm(dim=-1) < 1.0, slope.square()
+
+
+def flattening_slope(error: Tensor, points: SampledPoints) -> Tensor:
+    """Slope of errors (B, P, 2), in fine pixels, on how far places move otherwise than those around them.
+
+    0 is unbiased; -1 says that all around a place moves alike, so that relief is lost.
+    """
+    moved = (points.b - points.a) / FINE
+    near = (torch.cdist(points.a, points.a) < SURROUNDINGS) & points.valid[:, None]
+    count = near.sum(-1, keepdim=True)
+    mean = torch.where(near[..., None], moved[:, None], 0.0).sum(2) / count.clamp(min=1)
+    away = moved - mean
+    # What jumps is another surface, not relief.
+    used = points.valid & (count[..., 0] >= _LEAST_AROUND) & (away.norm(dim=-1) < _LARGEST_RELIEF)
+    weight = used.to(away.dtype)[..., None]
+    slope: Tensor = (weight * error * away).sum() / (weight * away.square()).sum().clamp(min=1.0)
+    return slope
 
 
 def _fine_maps(maps: Tensor) -> FineMaps:

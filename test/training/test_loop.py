@@ -3,6 +3,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,14 @@ from dark3r_ros.training.distill import DistillTask, supervised
 from dark3r_ros.training.exposure import ExposureConfig
 from dark3r_ros.training.features import MiniSubject
 from dark3r_ros.training.loop import CHECKPOINT, LoopConfig, Trainer, learning_rate, write_atomically
-from dark3r_ros.training.losses import compute_losses, sample_descriptors, sample_points
+from dark3r_ros.training.losses import (
+    FINE,
+    SampledPoints,
+    compute_losses,
+    flattening_slope,
+    sample_descriptors,
+    sample_points,
+)
 from dark3r_ros.training.pairs import PairConfig, PairMaker
 from dark3r_ros.training.record import LOG
 from dark3r_ros.training.textures import load_textures
@@ -55,6 +63,36 @@ def test_a_step_lowers_the_loss_of_its_batch(maker):
     assert after.total.item() < before.total.item()
     for name in ('single', 'pair', 'fine', 'reliability', 'seen'):
         assert math.isfinite(getattr(after, name).item())
+
+
+def test_the_slope_of_flattening_is_the_share_of_relief_that_errors_take_away():
+    side = torch.arange(12.0) * 10.0
+    a = torch.stack(torch.meshgrid(side, side, indexing='xy'), dim=-1).reshape(1, -1, 2)
+    generator = torch.Generator().manual_seed(0)
+    relief = 4.0 * torch.rand(a.shape, generator=generator) - 2.0
+    drift = 0.05 * a  # a smooth motion of all is no relief
+    points = SampledPoints(a, a + drift + relief, torch.ones(a.shape[:2], dtype=torch.bool))
+    slope = flattening_slope(-0.3 * relief / FINE, points)
+    assert slope.item() == pytest.approx(-0.3, abs=0.06)
+    assert flattening_slope(torch.ones_like(relief), points).item() == pytest.approx(0.0, abs=0.06)
+    jumping = SampledPoints(a, a + drift + 100.0 * relief, points.valid)
+    assert abs(flattening_slope(-0.3 * relief / FINE, jumping).item()) < 0.06
+
+
+def test_the_weight_against_flattening_counts(maker):
+    pairs = maker.make(0, 4)
+
+    def loss(weight):
+        torch.manual_seed(0)
+        subject = MiniSubject(MiniNetwork(SMALL))
+        found = DistillTask(subject, None, maker, replace(supervised(), flattening=weight))
+        total, figures = found.losses(pairs, torch.Generator().manual_seed(0))
+        return total.item(), figures['flattening'].item()
+
+    plain, slope = loss(0.0)
+    weighted, same = loss(50.0)
+    assert same == slope > 0.0
+    assert weighted == pytest.approx(plain + 50.0 * slope, rel=1e-4)
 
 
 def test_resuming_equals_an_uninterrupted_run_bit_for_bit(maker, tmp_path):
