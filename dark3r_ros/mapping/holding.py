@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Odometry holds the unit of a map while it grows.
 
-Vision alone lets the unit of a map creep: in the dark always to the same side, since blurred matches flatten what they
-show. The lengths of steps by odometry do not creep. How far each step between keyframes is off is smoothed along the
-way, steps in which wheels slipped are left out, and the keyframes are moved by what remains. Directions and turns stay
-those of vision, and nothing moves that the window adjustment would not move.
+Vision alone lets the unit of a map creep, in the dark always to the same side. The lengths of steps by odometry do
+not. How far each step between keyframes is off is smoothed along the way, steps in which wheels slipped are left out,
+and the keyframes are moved by what remains. Directions and turns stay those of vision, and nothing moves that the
+window adjustment would not move.
 """
 
 from __future__ import annotations
