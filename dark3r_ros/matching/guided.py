@@ -19,7 +19,6 @@ from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor, best_in_window
 from dark3r_ros.model.mini import COARSE, FINE
 
 Array = NDArray[np.float64]
-Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +31,6 @@ class Queries:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def select(self, rows: Index) -> Queries:
-        """Those of an index array."""
-        return Queries(self.pixels[rows], self.fine[torch.from_numpy(rows).to(self.fine.device)])
-
 
 @dataclass(frozen=True, eq=False)
 class Near:
@@ -46,9 +41,9 @@ class Near:
     return_error: Array
 
 
-def anchor_queries(features: MiniFeatures) -> Queries:
-    """The fixed keypoints of a view; the row is the anchor's number."""
-    return Queries(_pixels(features.keypoints, features), features.fine[features.keypoints].float())
+def anchor_pixels(features: MiniFeatures) -> Array:
+    """Pixels (N, 2) of the fixed keypoints of a view; the row is the anchor's number."""
+    return _pixels(features.keypoints, features)
 
 
 def grid_queries(features: MiniFeatures, step: int) -> tuple[Queries, tuple[int, int]]:
@@ -112,15 +107,15 @@ class GuidedPair:
             inside = (grid.abs() < 1).all(-1)
             return torch.where(inside, logits, 0.0).double().cpu().numpy()
 
-    def search_near(self, queries: Queries, predicted: Array, radius: float) -> Near:
-        """Find queries of a within `radius` pixels (a square window) of predicted pixels (M, 2) of b.
+    def search_near(self, pixels: Array, predicted: Array, radius: float) -> Near:
+        """Find pixels (M, 2) of a within `radius` pixels (a square window) of predicted pixels (M, 2) of b.
 
         Only fine descriptors count: the coarse ones vary too slowly to place anything within a window and pull towards
         its middle. The way back starts at the place that was found.
         """
         half = max(1, round(radius / FINE))
         with torch.inference_mode():
-            home = torch.from_numpy(queries.pixels).to(self._device)
+            home = torch.from_numpy(pixels).to(self._device)
             start = torch.from_numpy(predicted).to(self._device)
             found, chance = self._best(self._a, home, self._b, start, half)
             nearest = ((found - (FINE - 1) / 2) / FINE).round() * FINE + (FINE - 1) / 2

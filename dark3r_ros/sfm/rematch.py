@@ -18,7 +18,7 @@ from scipy import sparse
 from scipy.special import softmax
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.matching.guided import GuidedPair, Queries, anchor_queries
+from dark3r_ros.matching.guided import GuidedPair, anchor_pixels
 from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor
 from dark3r_ros.sfm.tracks import Tracks, make_tracks
 from dark3r_ros.sfm.triangulation import Structure
@@ -164,40 +164,40 @@ def _rematch_view(
 ) -> Rematched:
     features = cast(MiniFeatures, views[number].features)
     pairs = {other: GuidedPair(predictor, features, cast(MiniFeatures, views[other].features)) for other in others}
-    queries = anchor_queries(features)
-    depth = _known_depths(structure, poses, number, len(queries))
+    own = anchor_pixels(features)
+    depth = _known_depths(structure, poses, number, len(own))
     unknown = np.flatnonzero(np.isnan(depth))
     inverse = np.linspace(1.0 / limits[1], 1.0 / limits[0], options.depths)
     if len(unknown):
-        chance = sweep(pairs, queries.pixels[unknown], number, views, poses, inverse)
+        chance = sweep(pairs, own[unknown], number, views, poses, inverse)
         swept, mass = peak_depths(chance, inverse)
         depth[unknown] = np.where(mass >= options.min_posterior, swept, np.nan)
     kept = np.flatnonzero(np.isfinite(depth) & (depth > 0))
-    queries = queries.select(kept)
-    rays = np.column_stack([views[number].normalised(queries.pixels), np.ones(len(kept))])
+    own = own[kept]
+    rays = np.column_stack([views[number].normalised(own), np.ones(len(kept))])
     world = se3.inverse(poses[number])
     points = se3.transform_points(world, rays * depth[kept, None])
     rows, seen, pixels, sigma = [], [], [], []
     for other, pair in pairs.items():
-        row, found, error = _found(pair, queries, views[other], project(views[other], poses[other], points), options)
+        row, found, error = _found(pair, own, views[other], project(views[other], poses[other], points), options)
         rows.append(row)
         seen.append(np.full(len(row), other))
         pixels.append(found)
         sigma.append(error)
     places, errors = np.concatenate(pixels), np.concatenate(sigma)
-    return number, kept, queries.pixels, np.concatenate(rows), np.concatenate(seen), places, errors
+    return number, kept, own, np.concatenate(rows), np.concatenate(seen), places, errors
 
 
 def _found(
-    pair: GuidedPair, queries: Queries, view: View, predicted: Array, options: RematchOptions
+    pair: GuidedPair, own: Array, view: View, predicted: Array, options: RematchOptions
 ) -> tuple[Index, Array, Array]:
-    """Rows of the queries found in another view near predicted pixels (M, 2), their pixels there, and their sigma."""
+    """Rows of own pixels (M, 2) found in another view near predicted ones (M, 2), pixels there, and their sigma."""
     assert view.camera is not None
     limit = np.array([view.camera.width, view.camera.height]) - 0.5
     inside = np.flatnonzero((predicted > -0.5).all(axis=1) & (predicted < limit).all(axis=1))
     if not len(inside):
         return inside, np.zeros((0, 2)), np.zeros(0)
-    near = pair.search_near(queries.select(inside), predicted[inside], options.radius)
+    near = pair.search_near(own[inside], predicted[inside], options.radius)
     good = (near.chance >= options.min_chance) & (near.return_error <= options.tolerance)
     good &= (near.pixels > -0.5).all(axis=1) & (near.pixels < limit).all(axis=1)
     return inside[good], near.pixels[good], _SIGMA + _SIGMA_SLOPE * (1.0 - near.chance[good])

@@ -7,7 +7,7 @@ import pytest
 from dark3r_ros.evaluation.depth_metrics import score_depth
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.open3d import import_open3d
-from dark3r_ros.matching.guided import GuidedPair, anchor_queries
+from dark3r_ros.matching.guided import GuidedPair, anchor_pixels
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
 from dark3r_ros.sfm.dense import depth_maps, partner_views
@@ -58,15 +58,15 @@ def test_partners_stand_apart(room):
 def test_anchors_are_found_near_their_true_place(room):
     made, views, poses, _, predictor = room
     pair = GuidedPair(predictor, views[0].features, views[2].features)
-    queries = anchor_queries(views[0].features)
-    cells = np.rint(queries.pixels).astype(np.int64)
+    own = anchor_pixels(views[0].features)
+    cells = np.rint(own).astype(np.int64)
     depth = made[0].depth[cells[:, 1].clip(0, 239), cells[:, 0].clip(0, 319)]
-    local = np.column_stack([views[0].normalised(queries.pixels), np.ones(len(queries))]) * depth[:, None]
+    local = np.column_stack([views[0].normalised(own), np.ones(len(own))]) * depth[:, None]
     true = project(views[2], poses[2], se3.transform_points(made[0].world_from_camera, local))
     inside = np.flatnonzero((true > 8).all(axis=1) & (true < (312, 232)).all(axis=1))
     rng = np.random.default_rng(0)
     off = true[inside] + rng.uniform(-3, 3, (len(inside), 2))
-    near = pair.search_near(queries.select(inside), off, 6.0)
+    near = pair.search_near(own[inside], off, 6.0)
     sure = (near.chance > 0.3) & (near.return_error < 2.5)
     error = np.linalg.norm(near.pixels - true[inside], axis=1)[sure]
     assert sure.sum() > 50
