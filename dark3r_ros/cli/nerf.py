@@ -91,7 +91,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--variants', default='', metavar='A,B', help='only these variants (default: all)')
     parser.add_argument('--steps', type=int, default=None, help='training steps (default: those of the profile)')
     parser.add_argument('--lpips', action='store_true', help='LPIPS too, by the package lpips where it is installed')
-    add_config_arguments(parser, ComparisonConfig, 'scene', 'scene')
+    parser.add_argument('--lamp', action='store_true', help='fields learn a light that travels with the camera')
+    add_config_arguments(parser, ComparisonConfig, 'scene')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -327,8 +328,9 @@ def _compare(args: argparse.Namespace) -> int:
     from dark3r_ros.storage.files import check_writable, write_text
     from dark3r_ros.storage.result import jsonable
 
-    scene = config_from_arguments(args, ComparisonConfig, 'scene')
-    config = profile(args.profile, {'width': scene.width, **({'steps': args.steps} if args.steps else {})})
+    scene = config_from_arguments(args, ComparisonConfig)
+    given = {'steps': args.steps} if args.steps else {}
+    config = profile(args.profile, {'width': scene.width, 'lamp': args.lamp, **given})
     names = [name.strip() for name in args.variants.split(',') if name.strip()]
     known = variants_for(scene)
     unknown = [name for name in names if name not in known]
