@@ -20,7 +20,7 @@ from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.closing import kept_closed
 from dark3r_ros.mapping.metric import BODY_FROM_OPTICAL
 from dark3r_ros.mapping.odometry_track import OdometryTrack
-from dark3r_ros.mapping.robust import robust_line, shortest_half
+from dark3r_ros.mapping.robust import TUKEY, robust_line, shortest_half, tukey_weights
 from dark3r_ros.mapping.similarity import Similarity
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
@@ -37,7 +37,6 @@ _NEAR = 8  # steps on either side that show a slip
 _TURN = math.radians(6.0)  # by which both may disagree about a step
 _LONGEST_NS = 10_000_000_000
 _SHORTEST = 0.02  # metres
-_TUKEY = 4.685  # 95 % efficient on a normal distribution
 _ROUNDS = 10
 
 
@@ -136,8 +135,7 @@ def smoothed(off: Array, sigma: Array, start: Array, first: float) -> Array:
     change[0] *= _CREEP / first
     prior, level = change.T @ change, start
     for _ in range(_ROUNDS):
-        residual = (off - level) * precision
-        weight = ((1.0 - np.minimum((residual / _TUKEY) ** 2, 1.0)) * precision) ** 2
+        weight = tukey_weights((off - level) * precision, 1.0) * precision**2
         level = np.asarray(np.linalg.solve(prior + np.diag(weight), weight * off), dtype=np.float64)
     return level
 
@@ -145,7 +143,7 @@ def smoothed(off: Array, sigma: Array, start: Array, first: float) -> Array:
 def _held(off: Array, sigma: Array) -> Array:
     """Start of the smoothing for a map that is held: nothing is off, unless most steps agree on something else."""
     said = np.isfinite(sigma)
-    disagreeing = np.abs(off[said]) > _TUKEY * sigma[said]
+    disagreeing = np.abs(off[said]) > TUKEY * sigma[said]
     return np.full(len(off), shortest_half(off[said])[0] if 2 * disagreeing.sum() > said.sum() else 0.0)
 
 

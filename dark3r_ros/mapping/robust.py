@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_TUKEY = 4.685  # 95 % efficient on a normal distribution
+TUKEY = 4.685  # 95 % efficient on a normal distribution
 _ROUNDS = 20
 _FLOOR = 1e-6
 
@@ -60,7 +60,7 @@ def robust_line(x: Array, y: Array, *, overlap: int = 1) -> RobustLine:
     centre, half_width = shortest_half(y)
     sigma = max(half_width / 0.6745, _FLOOR)
     # Half of the measurements show the scatter of all too small when they are few or correlated.
-    near = np.abs(y - centre) < _TUKEY * sigma
+    near = np.abs(y - centre) < TUKEY * sigma
     sigma = max(sigma, 1.4826 * float(np.median(np.abs(y[near] - centre))), _FLOOR)
     level, covariance, weights = _fit(np.ones((len(y), 1)), y, np.array([centre]), sigma, overlap)
     sloped = np.stack([np.ones(len(x)), x], axis=1)
@@ -91,15 +91,15 @@ def _fit(design: Array, y: Array, start: Array, sigma: float, overlap: int) -> t
     solution = solution * scale
     ridge = 1e-9 * np.eye(design.shape[1])
     for _ in range(_ROUNDS):
-        weights = _weights(y - scaled @ solution, sigma)
+        weights = tukey_weights(y - scaled @ solution, sigma)
         normal = scaled.T @ (weights[:, None] * scaled) + ridge
         before = solution
         solution = np.asarray(np.linalg.solve(normal, scaled.T @ (weights * y)))
         if np.abs(solution - before).max() < 1e-9:
             break
     residuals = y - scaled @ solution
-    weights = _weights(residuals, sigma)
-    u2 = np.minimum((residuals / (_TUKEY * sigma)) ** 2, 1.0)
+    weights = tukey_weights(residuals, sigma)
+    u2 = np.minimum((residuals / (TUKEY * sigma)) ** 2, 1.0)
     slopes = (1.0 - u2) * (1.0 - 5.0 * u2)
     bread = np.linalg.inv(scaled.T @ (slopes[:, None] * scaled) + ridge)
     meat = scaled.T @ (((weights * residuals) ** 2)[:, None] * scaled)
@@ -110,8 +110,9 @@ def _fit(design: Array, y: Array, start: Array, sigma: float, overlap: int) -> t
     return solution / scale, covariance / np.outer(scale, scale), weights
 
 
-def _weights(residuals: Array, sigma: float) -> Array:
-    u2 = (residuals / (_TUKEY * sigma)) ** 2
+def tukey_weights(residuals: Array, sigma: float) -> Array:
+    """Tukey's biweight, 1 to 0, of residuals of an expected deviation."""
+    u2 = (residuals / (TUKEY * sigma)) ** 2
     return np.asarray((1.0 - np.minimum(u2, 1.0)) ** 2)
 
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.sfm.bundle import sum_by
+from dark3r_ros.sfm.bundle import robust_costs, sum_by
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 _DAMPING = 1e-4
 _MIN_DEPTH = 1e-6
-_BEHIND = 20.0  # widths that a view of a point behind the camera counts as
 _UPPER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
@@ -75,9 +74,7 @@ def _residuals(local: Array, seen: Sightings) -> tuple[Array, Array, NDArray[np.
 def _costs(local: Array, seen: Sightings, count: int) -> Array:
     """Huber cost (P,) of every point."""
     _, length, front = _residuals(local, seen)
-    width = seen.robust_width
-    length = np.where(front, length, _BEHIND * width)
-    cost = np.where(length <= width, 0.5 * length**2, width * (length - 0.5 * width))
+    cost = robust_costs(length, front, seen.robust_width)
     return np.asarray(np.bincount(seen.point_index, cost, minlength=count), dtype=np.float64)
 
 

@@ -106,17 +106,16 @@ def _residuals(problem: BundleProblem, local: Array) -> tuple[Array, NDArray[np.
     return np.where(front[:, None], residual, 0.0), front
 
 
-def _robust_cost(length: Array, front: NDArray[np.bool_], width: float) -> float:
-    """Huber cost; a point behind its camera costs as much as one 20 widths off, so that none gains by going there."""
+def robust_costs(length: Array, front: NDArray[np.bool_], width: float) -> Array:
+    """Huber costs (K,); a point behind its camera costs as much as one 20 widths off: none gains by going there."""
     length = np.where(front, length, 20.0 * width)
-    quadratic = length <= width
-    return float(np.where(quadratic, 0.5 * length**2, width * (length - 0.5 * width)).sum())
+    return np.where(length <= width, 0.5 * length**2, width * (length - 0.5 * width))
 
 
 def _cost(problem: BundleProblem) -> tuple[float, Array]:
     residual, front = _residuals(problem, local_points(problem))
     length = np.hypot(residual[:, 0], residual[:, 1])
-    return _robust_cost(length, front, problem.robust_width), np.where(front, length, np.inf)
+    return float(robust_costs(length, front, problem.robust_width).sum()), np.where(front, length, np.inf)
 
 
 def sum_by(index: Index, values: Array, count: int) -> Array:

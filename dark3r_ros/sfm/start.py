@@ -64,8 +64,8 @@ def first_poses(
     if not pairs:
         return Start({}, {'method': config.mapper, 'posed': 0})
     everyone = {number for pair in pairs for number in (pair.first, pair.second)}
-    contest = _Contest(views, pairs, everyone, config)
     refused: frozenset[Key] = frozenset()
+    chain = None
     if config.mapper in ('auto', 'ordered'):
         tick = Ticker(progress, len(everyone), 'start (ordered)')
         chain = start_in_order(views, pairs, config, tick)
@@ -73,7 +73,8 @@ def first_poses(
         if chain.stands:
             refused = chain.refused
             pairs = [pair for pair in pairs if key_of(pair) not in refused]
-            contest = _Contest(views, pairs, everyone, config)
+    contest = _Contest(views, pairs, everyone, config)
+    if chain is not None:
         contest.enter('ordered', chain.poses, chain.figures())
         if contest.clear and chain.loops_share <= _OPEN:
             return Start(contest.best, contest.note(), refused)

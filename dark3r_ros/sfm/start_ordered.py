@@ -88,7 +88,7 @@ def start_in_order(
         state = adjusted([pair.verified() for pair in fitting], state.poses, views, config)
     shares = fitting_shares(pairs, state, views, config)
     neighbours = _mean([shares.get(key_of(pair), 0.0) for pair in near_pairs(pairs, order, 1)])
-    loops, refused = _judged(pairs, shares, state, views, config)
+    loops, refused = _judged(pairs, order, shares, state, views, config)
     total = sum(pair.support for pair in pairs)
     return OrderedStart(
         state.poses,
@@ -134,6 +134,7 @@ def fitting_shares(
 
 def _judged(
     pairs: Sequence[VerifiedPair],
+    order: Sequence[int],
     shares: Mapping[Key, float],
     state: Refined,
     views: Sequence[View],
@@ -143,7 +144,6 @@ def _judged(
 
     Neighbours that made the chain are neither: where they do not fit, the chain is wrong.
     """
-    order = time_order(views, pairs)
     way = _way(order, state.poses)
     depths = DepthsSeen(state.structure, state.poses)
     loops: set[Key] = set()

@@ -268,9 +268,10 @@ def _fine_loss(
     logits = logits.masked_fill(~inside, -1e4)
     weights = (1 - (window - truth[:, :, None]).abs()).clamp(min=0).prod(-1) * inside
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-3)
-    loss = -(weights * functional.log_softmax(logits, dim=-1)).sum(-1)
+    log_chance = functional.log_softmax(logits, dim=-1)
+    loss = -(weights * log_chance).sum(-1)
     best = window.gather(2, logits.argmax(2)[:, :, None, None].expand(-1, -1, 1, 2))[:, :, 0]
-    slope = flattening_slope((logits.softmax(-1)[..., None] * window).sum(2) - truth, points)
+    slope = flattening_slope((log_chance.exp()[..., None] * window).sum(2) - truth, points)
     return _mean(loss, points.valid.float()), (best - truth).norm(dim=-1) < 1.0, slope.square()
 
 
