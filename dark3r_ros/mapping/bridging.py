@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.mapping.metric import BODY_FROM_OPTICAL, MetricConfig, MetricScale
+from dark3r_ros.mapping.metric import MetricConfig, MetricScale
 from dark3r_ros.mapping.odometry_track import OdometryTrack
 from dark3r_ros.mapping.similarity import Similarity, between_poses
 from dark3r_ros.mapping.sparse_map import Keyframe
@@ -134,7 +134,6 @@ class OdometryBridges:
 
     def __init__(self, track: OdometryTrack) -> None:
         self._track = track
-        self.body_from_camera: Array = BODY_FROM_OPTICAL
         self.restart()
 
     def restart(self) -> None:
@@ -147,11 +146,11 @@ class OdometryBridges:
         keyframe = keyframe or submap.map.keyframes[-1]
         seen = _Seen(stamp_ns, keyframe, se3.inverse(keyframe.world_from_camera) @ world_from_camera)
         if not self._records or self._records[-1].submap is not submap:
-            record = _Record(submap, seen, seen, MetricScale(_METRIC, self.body_from_camera))
+            record = _Record(submap, seen, seen, MetricScale(_METRIC, self._track.body_from_camera))
             self._records = [*self._records, record][-_RECORDS:]
         record = self._records[-1]
         record.last = seen
-        record.scale.body_from_camera = self.body_from_camera
+        record.scale.body_from_camera = self._track.body_from_camera
         self._waiting.append((record, stamp_ns, world_from_camera))
         newest = self._track.newest_ns
         while self._waiting and newest is not None and self._waiting[0][1] <= newest:
@@ -227,7 +226,7 @@ class OdometryBridges:
         turn = scale.misalignment()
         if turn is None or se3.rotation_angle(turn) > _MISALIGNED:
             return None
-        stated = self.body_from_camera
+        stated = self._track.body_from_camera
         mounting = se3.make(stated[:3, :3] @ turn.T, stated[:3, 3])
         motion = se3.inverse(start[0] @ mounting) @ end[0] @ mounting
         return motion if float(np.linalg.norm(motion[:3, 3])) <= _LONGEST[1] else None

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.closing import kept_closed
-from dark3r_ros.mapping.metric import BODY_FROM_OPTICAL
 from dark3r_ros.mapping.odometry_track import OdometryTrack
 from dark3r_ros.mapping.robust import TUKEY, robust_line, shortest_half, tukey_weights
 from dark3r_ros.mapping.similarity import Similarity
@@ -51,7 +50,6 @@ class ScaleHold:
 
     def __init__(self, track: OdometryTrack) -> None:
         self._track = track
-        self.body_from_camera: Array = BODY_FROM_OPTICAL
 
     def straighten(self, submap: Submap, free: Sequence[Keyframe]) -> bool:
         """Move the newest keyframes of a map, those that are free, by what odometry says; returns whether it did."""
@@ -112,7 +110,7 @@ class ScaleHold:
         if not steps:
             return off, sigma
         bodies = np.stack([np.eye(4) if one is None else one[0] for one in known])
-        metric = _relative(bodies @ self.body_from_camera)[steps]
+        metric = _relative(bodies @ self._track.body_from_camera)[steps]
         visual = _relative(np.stack([keyframe.world_from_camera for keyframe in chain]))[steps]
         ways, lengths = (np.linalg.norm(motion[:, :3, 3], axis=1) for motion in (metric, visual))
         # Only the angle of a turn: its axis depends on the mounting of the camera, which may be known roughly.

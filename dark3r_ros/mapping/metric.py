@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dark3r_ros.config import Config, setting
 from dark3r_ros.geometry import se3
-from dark3r_ros.mapping.odometry_track import OdometryTrack
+from dark3r_ros.mapping.odometry_track import BODY_FROM_OPTICAL, OdometryTrack
 from dark3r_ros.mapping.robust import RobustLine, robust_line
 from dark3r_ros.types import Trajectory
 
@@ -31,7 +31,6 @@ _STRIDES = (1, 2, 4, 8)
 _MAX_DIRECTION_ERROR = math.radians(25.0)
 # Pull of the stated mounting of the camera on the one that the motions show; motion along a line shows only a part.
 _MOUNTING_WEIGHT = 0.05
-BODY_FROM_OPTICAL = se3.make([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], [0.0, 0.0, 0.0])
 _WAITING_POSES = 1000
 _SIGNIFICANT = 3.0
 

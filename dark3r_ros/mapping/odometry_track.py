@@ -13,6 +13,7 @@ from dark3r_ros.geometry import se3
 
 Array = NDArray[np.float64]
 
+BODY_FROM_OPTICAL = se3.make([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], [0.0, 0.0, 0.0])
 _SAMPLES = 20000
 
 
@@ -23,10 +24,15 @@ class OdometryTrack:
     ----------
     max_gap_ns: longest time between two poses that is interpolated. max_speed: m/s, a faster jump is a new start.
 
+    Attributes
+    ----------
+    body_from_camera: (4, 4) how the camera sits on the body; by default it looks along its x.
+
     """
 
     def __init__(self, max_gap_ns: int, max_speed: float) -> None:
         self._max_gap_ns, self._max_speed = max_gap_ns, max_speed
+        self.body_from_camera: Array = BODY_FROM_OPTICAL
         self._lock = threading.Lock()
         self._stamps: list[int] = []
         self._poses: list[Array] = []

@@ -106,7 +106,7 @@ class MappingPipeline:
 
     def mount(self, body_from_camera: Float64Array) -> None:
         """Say how the camera (optical axes) sits on the body of the odometry (4, 4); without, it looks along its x."""
-        self._bridges.body_from_camera = self._hold.body_from_camera = body_from_camera
+        self._odometry.body_from_camera = body_from_camera
 
     def prepare(self, frame: Frame) -> Prepared:
         """First part of `push`: check and encode. Another thread may do it for the next frame meanwhile."""

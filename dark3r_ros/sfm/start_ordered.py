@@ -83,12 +83,14 @@ def start_in_order(
     order = time_order(views, pairs)
     state = _with_the_still(state, near_pairs(pairs, order, _BELIEVED), views, config)
     for _ in range(_ROUNDS):
-        shares = fitting_shares(pairs, state, views, config)
+        depths = DepthsSeen(state.structure, state.poses)
+        shares = fitting_shares(pairs, state.poses, depths, views, config)
         fitting = [pair for pair in pairs if shares.get(key_of(pair), 0.0) >= _FITS]
         state = adjusted([pair.verified() for pair in fitting], state.poses, views, config)
-    shares = fitting_shares(pairs, state, views, config)
+    depths = DepthsSeen(state.structure, state.poses)
+    shares = fitting_shares(pairs, state.poses, depths, views, config)
     neighbours = _mean([shares.get(key_of(pair), 0.0) for pair in near_pairs(pairs, order, 1)])
-    loops, refused = _judged(pairs, order, shares, state, views, config)
+    loops, refused = _judged(pairs, order, shares, state.poses, depths, views, config)
     total = sum(pair.support for pair in pairs)
     return OrderedStart(
         state.poses,
@@ -121,14 +123,17 @@ def key_of(pair: VerifiedPair) -> Key:
 
 
 def fitting_shares(
-    pairs: Sequence[VerifiedPair], state: Refined, views: Sequence[View], config: SfmConfig
+    pairs: Sequence[VerifiedPair],
+    poses: Mapping[int, Array],
+    depths: DepthsSeen,
+    views: Sequence[View],
+    config: SfmConfig,
 ) -> dict[Key, float]:
     """Share of the verified matches of each pair of posed views that lie where the map says."""
-    depths = DepthsSeen(state.structure, state.poses)
     return {
-        key_of(pair): fitting_share(pair, state.poses, depths, views, 2.0 * config.max_error)
+        key_of(pair): fitting_share(pair, poses, depths, views, 2.0 * config.max_error)
         for pair in pairs
-        if pair.first in state.poses and pair.second in state.poses
+        if pair.first in poses and pair.second in poses
     }
 
 
@@ -136,7 +141,8 @@ def _judged(
     pairs: Sequence[VerifiedPair],
     order: Sequence[int],
     shares: Mapping[Key, float],
-    state: Refined,
+    poses: Mapping[int, Array],
+    depths: DepthsSeen,
     views: Sequence[View],
     config: SfmConfig,
 ) -> tuple[frozenset[Key], frozenset[Key]]:
@@ -144,8 +150,7 @@ def _judged(
 
     Neighbours that made the chain are neither: where they do not fit, the chain is wrong.
     """
-    way = _way(order, state.poses)
-    depths = DepthsSeen(state.structure, state.poses)
+    way = _way(order, poses)
     loops: set[Key] = set()
     refused: set[Key] = set()
     for pair, steps in zip(pairs, steps_apart(pairs, order), strict=True):
@@ -154,7 +159,7 @@ def _judged(
             if steps > _BELIEVED:
                 refused.add(key)
         elif steps > REACH and shares[key] < _FITS:
-            (loops if _closes(pair, way, state, depths, views, config) else refused).add(key)
+            (loops if _closes(pair, way, poses, depths, views, config) else refused).add(key)
     return frozenset(loops), frozenset(refused)
 
 
@@ -169,7 +174,7 @@ def _way(order: Sequence[int], poses: Mapping[int, Array]) -> dict[int, float]:
 def _closes(
     pair: VerifiedPair,
     way: Mapping[int, float],
-    state: Refined,
+    poses: Mapping[int, Array],
     depths: DepthsSeen,
     views: Sequence[View],
     config: SfmConfig,
@@ -182,7 +187,7 @@ def _closes(
     own = pose_of_pair(pair, depths, views, 2.0 * config.max_error, least)
     if own is None:
         return False
-    chain = state.poses[pair.second] @ se3.inverse(state.poses[pair.first])
+    chain = poses[pair.second] @ se3.inverse(poses[pair.first])
     apart = se3.inverse(own)[:3, 3] - se3.inverse(chain)[:3, 3]
     turned = np.degrees(se3.rotation_angle(own[:3, :3].T @ chain[:3, :3]))
     drift = _DRIFT * abs(way[pair.second] - way[pair.first])

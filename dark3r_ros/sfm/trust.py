@@ -14,6 +14,7 @@ import numpy as np
 
 from dark3r_ros.sfm.chain import near_pairs, steps_apart, time_order
 from dark3r_ros.sfm.config import SfmConfig
+from dark3r_ros.sfm.consistency import DepthsSeen
 from dark3r_ros.sfm.pairs import VerifiedPair
 from dark3r_ros.sfm.refine import Refined
 from dark3r_ros.sfm.start_ordered import fitting_shares, key_of
@@ -61,7 +62,8 @@ def check_neighbours(
     usual = float(np.median([pair.support for pair in nearest])) if nearest else 0.0
     apart = [pair.support for pair, steps in zip(pairs, steps_apart(pairs, order), strict=True) if steps >= _APART]
     strong = [pair for pair in nearest if pair.support >= _STRONG * usual]
-    shares = fitting_shares(strong, refined, views, config)
+    depths = DepthsSeen(refined.structure, refined.poses)
+    shares = fitting_shares(strong, refined.poses, depths, views, config)
     if not shares or (not ordered and apart and usual < _ALIKE * float(np.median(apart))):
         return None
     breaks = [key_of(pair) for pair in strong if shares.get(key_of(pair), 1.0) < _BROKEN]
