@@ -27,6 +27,7 @@ from dark3r_ros.simulation.pairs import PairSource
 from dark3r_ros.training.batch import DepthTruth, TrainingPairs
 from dark3r_ros.training.exposure import ExposureConfig, expose
 from dark3r_ros.training.light import random_gains, random_light, unit_mean, view_grid
+from dark3r_ros.training.optics import through_lens
 
 _PARTS = ('light_a', 'light_b', 'inverse_depth', 'visible', 'b_from_a', 'focal')
 
@@ -44,6 +45,8 @@ class PoolConfig(Config):
     refresh: int = setting(80, 'Batches after which the oldest chunk is replaced.', minimum=1)
     margin: float = setting(1.3, 'Size of a rendering over that of a crop.', minimum=1.0, maximum=4.0)
     least_overlap: float = setting(0.12, 'Pairs with less of a in view of b are left out.', minimum=0.0, maximum=0.9)
+    defocus: float = setting(0.0, 'Share of pairs with a lens out of focus in places.', minimum=0.0, maximum=1.0)
+    shine: float = setting(0.0, 'Share of pairs whose surfaces have highlights.', minimum=0.0, maximum=1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,12 +246,15 @@ def render_chunk(
     # A few at a time: the buffers of the ray caster grow with the number of images.
     for start in range(0, config.pairs, 16):
         made = source.sample(min(16, config.pairs - start))
-        kept = (made.overlap >= config.least_overlap) & made.a.radiance.flatten(1).isfinite().all(1)
+        a, b = through_lens(
+            (made.views_a, made.views_b), (made.a, made.b), rng, defocus=config.defocus, shine=config.shine
+        )
+        kept = (made.overlap >= config.least_overlap) & a.radiance.flatten(1).isfinite().all(1)
         b_from_a = torch.linalg.inv(made.views_b.world_from_camera) @ made.views_a.world_from_camera
         batches.append(
             [
-                unit_mean(made.a.radiance).half()[kept],
-                unit_mean(made.b.radiance).half()[kept],
+                unit_mean(a.radiance).half()[kept],
+                unit_mean(b.radiance).half()[kept],
                 made.a.depth.reciprocal()[kept].float(),
                 made.flow.visible[kept],
                 b_from_a[kept].float(),
