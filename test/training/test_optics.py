@@ -63,7 +63,7 @@ def test_the_highlight_of_a_lamp_lies_at_the_foot_of_the_perpendicular():
 
 def test_the_highlight_of_a_far_light_mirrors_it_and_moves_with_the_camera():
     strength, exponent = np.array([[1.0, 0.0]]), np.array([[100.0, 50.0]])
-    # Light from (-s, 0, -c) and a view from (s, 0, -c) have the wall's normal half-way: the place seen along (-s, 0, c).
+    # Light from (-s, 0, -c) and a view from (s, 0, -c) have the wall's normal half-way: seen along (-s, 0, c).
     window = np.array([[-np.sin(0.3), 0.0, -np.cos(0.3)]])
     places = [brightest(highlights(*wall(x=x), window, exponent, strength)) for x in (0.0, 0.4)]
     assert places[0] == places[1] == (round(40 - 70 * np.tan(0.3)), 30)
