@@ -16,6 +16,19 @@ class MappingConfig(Config):
         0, 'Side of the block of raw pixels averaged into one value; 0 chooses one for network_width.', minimum=0
     )
     network_width: int = setting(320, 'Width that the automatic binning aims at.', unit='px', minimum=64, maximum=4096)
+    rest_frames: int = setting(
+        16,
+        'Frames that are averaged while the camera stands still, where N of them have 10 log10(N) dB more; 1 never.',
+        minimum=1,
+        maximum=256,
+    )
+    rest_snr: float = setting(
+        0.0,
+        'Signal-to-noise ratio below which frames are averaged while the camera stands still.',
+        unit='dB',
+        minimum=-40.0,
+        maximum=60.0,
+    )
     min_matches: int = setting(20, 'Fewest matches that are worth a pose estimate.', minimum=8)
     min_inliers: int = setting(15, 'Fewest correspondences that must agree with a pose.', minimum=6)
     firm_inliers: int = setting(150, 'Inliers above which a frame is matched with the newest keyframe only.', minimum=0)

@@ -109,6 +109,8 @@ class PipelineStatus:
     submap: the submap that the camera is in; 0 is the map. submaps: how many there are that are not joined.
     loops_proposed, loops_verified, loops_accepted: places that looked alike, those that geometry confirmed, and those
         that closed a loop or joined a submap. loops_refused: how many were refused, by reason.
+    averaged: frames that the newest picture is the average of, 0 for one that was refused; more than 1 while the camera
+        stands still. `snr_db` and `samples_per_value` are those of the average.
     spilled: keyframes whose features went to disk. memory_problem: what keeps the map from its memory bound, or empty.
 
     """
@@ -132,3 +134,4 @@ class PipelineStatus:
     loops_refused: Mapping[str, int] = field(default_factory=dict)
     spilled: int = 0
     memory_problem: str = ''
+    averaged: int = 0

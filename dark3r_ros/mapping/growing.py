@@ -27,6 +27,7 @@ from dark3r_ros.mapping.window import refine_window
 from dark3r_ros.model.predictor import Locator, Predictor
 from dark3r_ros.types import Correspondences
 
+_AVERAGED = (4, 0.5)  # times as many frames as the newest keyframe, and the share of the most, that make a better one
 _PATIENCE = 2.0  # how much farther the view may move before the work for the newest keyframe is done at once
 
 
@@ -71,7 +72,7 @@ class Growth:
     def wanted(self, view: View, result: TrackResult, submap: Submap) -> tuple[list[Event], bool]:
         """Whether a tracked view should become a keyframe; and what happened because the one before was urgent."""
         events: list[Event] = []
-        wanted = needs_keyframe(result, submap.baseline, self._config)
+        wanted = needs_keyframe(result, submap.baseline, self._config) or self._is_better(view, submap)
         if self.busy and self._follower is None:
             self._follower = view
         if wanted and self.busy:
@@ -82,6 +83,11 @@ class Growth:
         if submap.baseline is None and not wanted:
             submap.baseline = result
         return events, wanted
+
+    def _is_better(self, view: View, submap: Submap) -> bool:
+        """Whether a view is the average of many more frames than the newest keyframe: the next ones rely on it."""
+        enough = max(_AVERAGED[0], _AVERAGED[1] * self._config.rest_frames)
+        return view.averaged >= max(enough, _AVERAGED[0] * submap.map.keyframes[-1].averaged)
 
     def begin(self, view: View, result: TrackResult, submap: Submap) -> None:
         """Start to make a keyframe of a tracked view."""

@@ -26,7 +26,8 @@ class InitialPair:
 class Initialiser:
     """Waits for a view with enough parallax to a reference, and slides the reference on when overlap ends.
 
-    Views seen meanwhile are kept (at most `retry_frames`) so that they can be posed once the map exists.
+    Views seen meanwhile are kept (at most `retry_frames`) so that they can be posed once the map exists. While the
+    camera stands still the newest view, an average, takes the place of those before it.
     """
 
     def __init__(self, config: MappingConfig, predictor: Predictor) -> None:
@@ -38,9 +39,13 @@ class Initialiser:
 
     def push(self, view: View) -> InitialPair | None:
         """Take one more view; returns the pair that starts the map once there is one."""
+        while self.pending and view.since_ns is not None and self.pending[-1].stamp_ns >= view.since_ns:
+            if self._best is not None and self._best.first is self.pending[-1]:
+                self._best = None
+            self._drop(-1)
         self.pending.append(view)
         if len(self.pending) > max(self._config.retry_frames, 2):
-            self.dropped.append(self.pending.pop(0))
+            self._drop(0)
         while len(self.pending) > 1:
             reference = self.pending[0] if self._best is None else self._best.first
             pair, matched = self._try(reference, view)
@@ -54,8 +59,13 @@ class Initialiser:
                 return self._best
             # No overlap with the reference is left: the next pending view takes its place.
             self._best = None
-            self.dropped.append(self.pending.pop(0))
+            self._drop(0)
         return None
+
+    def _drop(self, place: int) -> None:
+        """Take a view out of those that may start a map; the newest of these are kept, to be posed later."""
+        self.dropped.append(self.pending.pop(place))
+        del self.dropped[: -max(self._config.retry_frames - len(self.pending), 1)]
 
     def finish(self) -> InitialPair | None:
         """Best pair so far at the end of the input, if it is any good."""

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from dark3r_ros.errors import Dark3rError
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.odometry_track import OdometryTrack
+from dark3r_ros.mapping.resting import RestAverage
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.blind import plane_noise_variance
@@ -22,6 +24,7 @@ from dark3r_ros.raw.snr import estimate_snr
 from dark3r_ros.types import Frame, Planes
 
 _VARIANCE_EVERY = 5
+_HYSTERESIS_DB = 1.0
 
 
 class RefusedError(Exception):
@@ -40,7 +43,8 @@ class RefusedError(Exception):
 class Prepared:
     """A frame on its way into the map: its view, or why there is none.
 
-    `source` is the intake that made it; `snr_db` and `samples` are those of the frame.
+    `source` is the intake that made it; `snr_db` and `samples` are those of the picture that was encoded, an average of
+    `averaged` frames where the camera stands still.
     """
 
     frame: Frame
@@ -49,6 +53,7 @@ class Prepared:
     source: Intake
     snr_db: float
     samples: int
+    averaged: int = 1
 
 
 def camera_notes(of_map: Camera | None, now: Camera | None) -> list[str]:
@@ -74,16 +79,31 @@ def _picture(planes: Planes) -> NDArray[np.uint8]:
 
 
 class Intake:
-    """Checks stamps, calibration and content, bins, measures the SNR and encodes."""
+    """Checks stamps, calibration and content, bins, averages at rest, measures the SNR and encodes.
 
-    def __init__(self, config: MappingConfig, predictor: Predictor, noise: NoiseModel | None) -> None:
+    Parameters
+    ----------
+    noise: calibrated model of the camera, None to measure the noise of each frame.
+    odometry: of the robot, which says whether it stands.
+
+    """
+
+    def __init__(
+        self,
+        config: MappingConfig,
+        predictor: Predictor,
+        noise: NoiseModel | None,
+        odometry: OdometryTrack | None = None,
+    ) -> None:
         self._config, self._predictor, self._noise = config, predictor, noise
+        self._rest = RestAverage(config.rest_frames, odometry)
         self._last_stamp_ns: int | None = None
         self._variance: tuple[float, float, float] | None = None
         self._variance_age = 0
         self._variance_size = (0, 0)
         self.snr_db = math.nan
         self.samples = 0
+        self.averaged = 0
 
     def prepare(self, frame: Frame) -> Prepared:
         """Everything that one frame needs and no other frame is asked for; frames must come in order."""
@@ -91,12 +111,13 @@ class Intake:
             view, refusal = self.take(frame), None
         except RefusedError as error:
             view, refusal = None, error
-        return Prepared(frame, view, refusal, self, self.snr_db, self.samples)
+            self._rest.forget()
+        return Prepared(frame, view, refusal, self, self.snr_db, self.samples, self.averaged)
 
     def take(self, frame: Frame) -> View:
         """Turn a frame into a view. Raises RefusedError."""
         self._check_stamp(frame.stamp_ns)
-        self.snr_db = math.nan  # a refused frame must not show the ratio of the one before
+        self.snr_db, self.averaged = math.nan, 0  # a refused frame must not show what was measured before
         if frame.camera is None:
             raise RefusedError('no calibration: publish camera_info beside the image', waiting=True)
         try:
@@ -137,8 +158,13 @@ class Intake:
         noise = None if frame.processed else self._noise
         if noise is None:
             planes = replace(planes, noise_variance=self._measured_variance(planes, frame))
-        self.snr_db = estimate_snr(planes, noise).db
-        self.samples = planes.samples[1]
+        self.snr_db, self.averaged = estimate_snr(planes, noise).db, 1
+        enough = self._config.rest_snr + (_HYSTERESIS_DB if self._rest.since_ns is not None else 0.0)
+        if self._config.rest_frames > 1 and self.snr_db < enough:
+            planes = self._averaged(frame, planes, noise)
+        else:
+            self._rest.forget()
+        self.samples = planes.samples[1] * self.averaged
         assert planes.camera is not None
         return View(
             frame.stamp_ns,
@@ -148,7 +174,21 @@ class Intake:
             self._predictor.encode(planes),
             _picture(planes),
             self.snr_db,
+            self.averaged,
+            self._rest.since_ns if self.averaged > 1 else None,
         )
+
+    def _averaged(self, frame: Frame, planes: Planes, noise: NoiseModel | None) -> Planes:
+        """The planes, averaged with those before while the camera stands still."""
+        known = planes
+        if noise is not None:
+            red, green, blue = noise.mean_planes_variance(planes).tolist()
+            known = replace(planes, noise_variance=(red, green, blue))
+        mean, self.averaged = self._rest.add(frame, known)
+        if self.averaged == 1:
+            return planes
+        self.snr_db = estimate_snr(mean).db
+        return mean
 
     def _measured_variance(self, planes: Planes, frame: Frame) -> tuple[float, float, float]:
         """Noise of the frame itself; measured anew every few frames, since that costs as much as binning them."""

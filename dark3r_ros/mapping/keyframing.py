@@ -70,6 +70,7 @@ def new_keyframe(
         view.snr_db,
         view.features,
         parents=tuple(neighbour.keyframe_id for neighbour in neighbours[:_PARENTS]),
+        averaged=view.averaged,
     )
 
 

@@ -64,7 +64,7 @@ class MappingPipeline:
         """Forget everything and wait for the first frame."""
         self._memory.close()
         self._memory = MemoryKeeper(self._config)
-        self._intake = Intake(self._config, self._predictor, self._noise)
+        self._intake = Intake(self._config, self._predictor, self._noise, self._odometry)
         self._judged: Submap | None = None  # whose poses the judge compares
         self._prepared: Prepared | None = None  # the newest frame
         self._log = PoseLog()
@@ -196,6 +196,7 @@ class MappingPipeline:
             dict(gate.refused),
             self._memory.spilled,
             self._memory.problem,
+            0 if self._prepared is None else self._prepared.averaged,
         )
 
     def save_state(self, folder: Path | str, *, overwrite: bool = False) -> None:
@@ -301,7 +302,7 @@ class MappingPipeline:
         if found_again:
             message = f'found the map again by {result.inliers} correspondences; the next frame confirms it'
             return events + self._enter(view.stamp_ns, MappingState.RELOCALISING, message)
-        return events + self._enter(view.stamp_ns, *quality(result, self._snr_db, self._config))
+        return events + self._enter(view.stamp_ns, *quality(result, view, self._config))
 
     def _followed(self, view: View) -> TrackResult:
         return self._believed(view, follow(view, self._atlas.active, self._predictor, self._config, self._newest[0]))
@@ -417,7 +418,9 @@ class MappingPipeline:
             self.stage_seconds[stage] += time.perf_counter() - began
 
     def _other_bytes(self) -> int:
-        return self._log.nbytes + sum(map(view_bytes, [*self._young, *self._initialiser.pending]))
+        return self._log.nbytes + sum(
+            map(view_bytes, [*self._young, *self._initialiser.pending, *self._initialiser.dropped])
+        )
 
     # ------------------------------------------------------------------ states and events
 

@@ -26,7 +26,8 @@ Index = NDArray[np.int64]
 class View:
     """One encoded frame on its way through the pipeline.
 
-    `colors` (h, w, 3) uint8 is the picture for people, from which landmarks take their colour; of any size.
+    `colors` (h, w, 3) uint8 is the picture for people, from which landmarks take their colour; of any size. `averaged`:
+    how many frames of a camera at rest the view is the average of, and `since_ns` the stamp of the first of them.
     """
 
     stamp_ns: int
@@ -36,6 +37,8 @@ class View:
     features: Features
     colors: NDArray[np.uint8]
     snr_db: float
+    averaged: int = 1
+    since_ns: int | None = None
 
     @property
     def focal(self) -> float:
@@ -68,7 +71,7 @@ class Keyframe:
 
     Its features are in memory (`loaded`), on disk (`stored`) or in both, and nowhere once nobody will match it again.
     `parents` are the keyframes that it shared most with when it was made. `odometry` is the pose (4, 4) of the robot by
-    its wheels at that time, and the number of the unbroken piece that it lies in.
+    its wheels at that time, and the number of the unbroken piece that it lies in. `averaged` as of the view.
     """
 
     keyframe_id: int
@@ -82,6 +85,7 @@ class Keyframe:
     stored: StoredFeatures | None = None
     parents: tuple[int, ...] = ()
     odometry: tuple[Array, int] | None = None
+    averaged: int = 1
 
     @property
     def features(self) -> Features | None:

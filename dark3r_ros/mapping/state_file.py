@@ -32,7 +32,8 @@ from dark3r_ros.storage.files import replacing_folder
 
 Arrays = Mapping[str, NDArray[Any]]
 
-FORMAT = 1
+FORMAT = 2  # 1 knew nothing of odometry: neither the unit of a map nor where the wheels were
+_READABLE = (1, FORMAT)
 STATE_FILE = 'map.json'
 STATE_FOLDER = 'state'  # where a result folder keeps the live map
 _ARRAYS, _FEATURES = 'map.npz', 'features.npz'
@@ -101,9 +102,9 @@ class SavedState:
             raise DataError(f'{self.folder} is no saved map: cannot read {STATE_FILE} ({error.strerror})') from error
         except ValueError as error:
             raise DataError(f'{path} is not valid JSON ({error})') from error
-        if not isinstance(head, dict) or head.get('format') != FORMAT:
+        if not isinstance(head, dict) or head.get('format') not in _READABLE:
             found = head.get('format') if isinstance(head, dict) else None
-            raise DataError(f'{path}: format {found!r} of a saved map is not known, {FORMAT} is')
+            raise DataError(f'{path}: format {found!r} of a saved map is not known, {FORMAT} and older are')
         missing = {'predictor', 'fingerprint', 'camera', 'cameras', 'frame_ids', 'submaps', 'log'} - set(head)
         if missing:
             raise DataError(f'{path} lacks {sorted(missing)[0]!r}')
@@ -177,6 +178,7 @@ def _submap_arrays(submap: Submap, cameras: list[Camera], frame_ids: list[str]) 
     for row, keyframe in enumerate(keyframes):
         parents[row, : len(keyframe.parents)] = keyframe.parents[:8]
     tables = [keyframe.table for keyframe in keyframes]
+    wheels = [keyframe.odometry for keyframe in keyframes]
     landmarks = submap.map.landmarks
     cloud = submap.archive.cloud.cloud()
     arrays = {
@@ -200,6 +202,11 @@ def _submap_arrays(submap: Submap, cameras: list[Camera], frame_ids: list[str]) 
         'ties': np.array(submap.ties, dtype=np.int64).reshape(-1, 2),
         'bridges': np.array(submap.bridges, dtype=np.float64).reshape(-1, 5),
         'usual': submap.trust.state(),
+        'metres': np.array(submap.metres),
+        'odometry': np.array([np.eye(4) if one is None else one[0] for one in wheels]).reshape(-1, 4, 4),
+        'odometry_known': np.array([one is not None for one in wheels], dtype=bool),
+        'odometry_piece': np.array([0 if one is None else one[1] for one in wheels], dtype=np.int64),
+        'averaged': np.array([keyframe.averaged for keyframe in keyframes], dtype=np.int64),
         **submap.archive.state(),
     }
     return {f'{submap.submap_id}/{key}': value for key, value in arrays.items()}
@@ -247,4 +254,26 @@ def _submap(
     for first, second, *sigma in arrays.get('bridges', np.zeros((0, 5))).tolist():
         submap.bridges.append((int(first), int(second), *sigma))
     submap.trust.restore(arrays['usual'])
+    _restore_odometry(submap, arrays, everything)
     return submap
+
+
+def _restore_odometry(submap: Submap, arrays: Arrays, everything: Arrays) -> None:
+    """What odometry said of a map; that of the next session begins anew, and does not lead on from it."""
+    keyframes = submap.map.keyframes
+    for keyframe in keyframes:
+        # Of a keyframe without odometry nothing may be looked up later: another session may have the same stamps.
+        keyframe.odometry = (np.eye(4), -1 - keyframe.keyframe_id)
+    if 'odometry' not in arrays:
+        return
+    submap.metres = float(arrays['metres'])
+    # Pieces of a session count from 0, those of all submaps together; keyframes without odometry lie below it.
+    largest = max(int(value.max(initial=0)) for key, value in everything.items() if key.endswith('/odometry_piece'))
+    below = max(int(value.max(initial=0)) for key, value in everything.items() if key.endswith('/ids'))
+    pieces = arrays['odometry_piece'] - largest - below - 2
+    rows = zip(keyframes, arrays['odometry'], arrays['odometry_known'].tolist(), pieces.tolist(), strict=True)
+    for keyframe, pose, known, piece in rows:
+        if known:
+            keyframe.odometry = (pose, piece)
+    for keyframe, averaged in zip(keyframes, arrays['averaged'].tolist(), strict=True):
+        keyframe.averaged = averaged

@@ -56,12 +56,14 @@ def started_track(camera_from_world: Array, covariance: Array, inliers: int, mat
     return TrackResult(camera_from_world, covariance, np.zeros(0, np.int64), inliers, matches, 0.0, 0.0)
 
 
-def quality(result: TrackResult, snr_db: float, config: MappingConfig) -> tuple[MappingState, str]:
+def quality(result: TrackResult, view: View, config: MappingConfig) -> tuple[MappingState, str]:
     """State of a mapping whose newest frame has a pose, and what to do about it."""
-    if math.isfinite(snr_db) and snr_db < config.degraded_snr:
-        return MappingState.DEGRADED, f'signal-to-noise ratio {snr_db:.1f} dB: lengthen the exposure or slow down'
+    if math.isfinite(view.snr_db) and view.snr_db < config.degraded_snr:
+        return MappingState.DEGRADED, f'signal-to-noise ratio {view.snr_db:.1f} dB: lengthen the exposure or slow down'
     if result.inliers < config.degraded_inliers:
         return MappingState.DEGRADED, f'only {result.inliers} correspondences hold the pose: slow down or add light'
+    if view.averaged > 1:
+        return MappingState.TRACKING, f'tracking by the average of {view.averaged} frames, for the camera stands still'
     return MappingState.TRACKING, 'tracking'
 
 

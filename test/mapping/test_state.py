@@ -11,15 +11,19 @@ from drive import CONFIG, Route, World, along, descriptors
 from synthetic_world import CAMERA, Seen, stamp
 
 from dark3r_ros.errors import DataError, OutputError, ReconstructionError
+from dark3r_ros.geometry import se3
 from dark3r_ros.mapping import packing, places
 from dark3r_ros.mapping.intake import camera_notes
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.mapping.scratch import ScratchFile
+from dark3r_ros.mapping.state_file import FORMAT, STATE_FILE
 from dark3r_ros.matching.mini import MiniFeatures
+from dark3r_ros.simulation.paths import BODY_FROM_OPTICAL
 from dark3r_ros.types import MappingState
 
 OUT = np.arange(0.0, 7.0, 0.12)
 ON = np.arange(5.0, 12.0, 0.12)
+OFTEN = replace(CONFIG, keyframe_flow=0.02, keyframe_overlap=0.97)  # a keyframe every few frames
 
 
 @pytest.fixture(scope='module')
@@ -139,6 +143,66 @@ def test_a_damaged_map_is_one_line_and_the_present_map_stays(session, copy, dama
     assert '\n' not in str(caught.value)
     assert str(copy) in str(caught.value)
     assert route.pipeline.status() == before
+
+
+def with_wheels(route):
+    """Drive a route with exact odometry, which begins at nothing."""
+    mounted = se3.make(BODY_FROM_OPTICAL, np.zeros(3))
+    start = se3.inverse(route.poses[0])
+    for number, pose in enumerate(route.poses):
+        route.pipeline.add_odometry(stamp(number), mounted @ start @ pose @ se3.inverse(mounted))
+        route.run(number, number + 1)
+    return route
+
+
+@pytest.fixture
+def held(session, tmp_path):
+    """A saved map whose unit odometry holds, and the route that made it."""
+    world, _, _ = session
+    route = with_wheels(Route(world, along(world, OUT), config=OFTEN))
+    route.pipeline.save_state(tmp_path / 'held')
+    return world, route, tmp_path / 'held'
+
+
+def test_the_unit_that_odometry_held_is_known_in_the_next_session_and_held_on(held):
+    world, first, folder = held
+    metres = first.pipeline._atlas.submaps[0].metres
+    assert np.isfinite(metres)
+    second = Route(world, along(world, ON), config=OFTEN, noise_px=0.4)
+    second.pipeline.load_state(folder)
+    submap = second.pipeline._atlas.submaps[0]
+    assert submap.metres == metres
+    for old, now in zip(first.pipeline._atlas.submaps[0].map.keyframes, submap.map.keyframes, strict=True):
+        if old.odometry is not None:
+            np.testing.assert_array_equal(old.odometry[0], now.odometry[0])
+    before = {keyframe.odometry[1] for keyframe in submap.map.keyframes}
+    known = len(submap.map.keyframes)
+    with_wheels(second)  # the same stamps, from another place
+    new = submap.map.keyframes[known:]
+    assert len(new) > 10 and submap.metres == metres
+    assert before.isdisjoint(keyframe.odometry[1] for keyframe in new if keyframe.odometry is not None)
+    steps = np.linalg.norm(np.diff([keyframe.centre for keyframe in new], axis=0), axis=1)
+    ways = np.diff([float(world.step * (keyframe.stamp_ns - stamp(0)) / (stamp(1) - stamp(0))) for keyframe in new])
+    assert abs(np.median(np.log(ways / steps)) - np.log(metres)) < 0.05
+    again = MappingPipeline(CONFIG, second.predictor)
+    second.pipeline.save_state(folder.parent / 'again')
+    again.load_state(folder.parent / 'again')
+    assert again._atlas.submaps[0].metres == metres
+
+
+def test_a_map_of_the_format_before_is_read_without_what_it_did_not_know(held):
+    _, route, folder = held
+    head = json.loads((folder / STATE_FILE).read_text())
+    assert head['format'] == FORMAT == 2
+    (folder / STATE_FILE).write_text(json.dumps({**head, 'format': 1}))
+    with np.load(folder / 'map.npz') as file:
+        arrays = {key: file[key] for key in file.files}
+    new = ('metres', 'odometry', 'odometry_known', 'odometry_piece', 'averaged')
+    np.savez(folder / 'map.npz', **{key: value for key, value in arrays.items() if key.split('/')[-1] not in new})
+    fresh = MappingPipeline(CONFIG, route.predictor)
+    fresh.load_state(folder)
+    assert fresh.status().keyframes == route.pipeline.status().keyframes
+    assert np.isnan(fresh._atlas.submaps[0].metres)
 
 
 def test_another_predictor_is_refused_and_named(session, copy):
