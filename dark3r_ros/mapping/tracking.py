@@ -58,13 +58,13 @@ def started_track(camera_from_world: Array, covariance: Array, inliers: int, mat
 
 def quality(result: TrackResult, view: View, config: MappingConfig) -> tuple[MappingState, str]:
     """State of a mapping whose newest frame has a pose, and what to do about it."""
+    rest = f' (the average of {view.averaged} frames, for the camera stands still)' if view.averaged > 1 else ''
     if math.isfinite(view.snr_db) and view.snr_db < config.degraded_snr:
-        return MappingState.DEGRADED, f'signal-to-noise ratio {view.snr_db:.1f} dB: lengthen the exposure or slow down'
+        advice = 'lengthen the exposure or slow down' if view.averaged == 1 else 'lengthen the exposure'
+        return MappingState.DEGRADED, f'signal-to-noise ratio {view.snr_db:.1f} dB{rest}: {advice}'
     if result.inliers < config.degraded_inliers:
         return MappingState.DEGRADED, f'only {result.inliers} correspondences hold the pose: slow down or add light'
-    if view.averaged > 1:
-        return MappingState.TRACKING, f'tracking by the average of {view.averaged} frames, for the camera stands still'
-    return MappingState.TRACKING, 'tracking'
+    return MappingState.TRACKING, f'tracking{rest}'
 
 
 def failed_track(matches: int, reason: str) -> TrackResult:

@@ -27,12 +27,20 @@ def state_name(state: MappingState) -> str:
 
 
 def diagnostics(
-    name: str, hardware_id: str, status: Any, now_ns: int, stale: str, dropped_now: bool, spilled: int = 0
+    name: str,
+    hardware_id: str,
+    status: Any,
+    now_ns: int,
+    stale: str,
+    dropped_now: bool,
+    spilled: int = 0,
+    averaged: int = 0,
 ) -> Any:
     """DiagnosticArray from a MappingStatus.
 
     `stale` is the sentence about missing input, empty while images arrive; `dropped_now`: frames were dropped since
-    the last report. `spilled`: keyframes whose features went to disk.
+    the last report. `spilled`: keyframes whose features went to disk. `averaged`: frames that the newest picture is the
+    average of.
     """
     state = MappingState(status.state)
     level, message = _LEVELS[state], f'{state_name(state)}: {status.message}'
@@ -46,6 +54,7 @@ def diagnostics(
         'state': state_name(state),
         'SNR [dB]': f'{status.snr_db:.1f}',
         'raw pixels per value': str(status.samples_per_value),
+        'frames averaged at rest': str(averaged),
         'inliers': f'{status.inliers} of {status.matches}',
         'latency [ms]': f'{1e3 * status.latency:.0f}',
         'latency, 95th percentile [ms]': f'{1e3 * status.latency_p95:.0f}',

@@ -45,6 +45,7 @@ class Reporter:
             '; '.join(silence),
             dropped > self._reported_drops,
             node.health.pipeline.spilled,
+            node.health.pipeline.averaged,
         )
         self._reported_drops = dropped
         self._publisher.publish(message)
