@@ -21,7 +21,6 @@ from dark3r_ros.cli.common import progress
 from dark3r_ros.errors import OutputError
 from dark3r_ros.geometry import se3
 from dark3r_ros.simulation.frames import SimulatedFrame, power_ratio_db
-from dark3r_ros.simulation.paths import BODY_FROM_OPTICAL
 from dark3r_ros.storage.bag import BagWriter
 from dark3r_ros.storage.files import check_target, output_error, replacing_folder, write_text
 from dark3r_ros.storage.sequence import SequenceImage, write_cameras_json
@@ -114,7 +113,7 @@ class _BagSink:
         reading = made.odometry
         if reading is not None:
             if index == 0:
-                mounted = se3.make(BODY_FROM_OPTICAL, np.zeros(3))
+                mounted = se3.BODY_FROM_OPTICAL
                 self.bag.write_static_transforms(frame.stamp_ns, [('base_link', frame.frame_id, mounted)])
             self.bag.write_odometry(
                 reading.stamp_ns,

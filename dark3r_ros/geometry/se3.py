@@ -22,6 +22,10 @@ def make(rotation: ArrayLike, translation: ArrayLike) -> Array:
     return result
 
 
+# Body: x forward, y left, z up; optical: x right, y down, z forward (REP-103).
+BODY_FROM_OPTICAL = make([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], [0.0, 0.0, 0.0])
+
+
 def inverse(transform: ArrayLike) -> Array:
     """Invert transforms (..., 4, 4)."""
     transform = np.asarray(transform, dtype=np.float64)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dark3r_ros.config import Config, setting
 from dark3r_ros.geometry import se3
-from dark3r_ros.mapping.odometry_track import BODY_FROM_OPTICAL, OdometryTrack
+from dark3r_ros.mapping.odometry_track import OdometryTrack
 from dark3r_ros.mapping.robust import RobustLine, robust_line
 from dark3r_ros.types import Trajectory
 
@@ -339,7 +339,7 @@ def estimate_scale(
     whichever agrees better.
     """
     config = config or MetricConfig(window=20000)
-    mountings = [np.eye(4), BODY_FROM_OPTICAL] if body_from_camera is None else [body_from_camera]
+    mountings = [np.eye(4), se3.BODY_FROM_OPTICAL] if body_from_camera is None else [body_from_camera]
     found = [_estimate(visual, odometry, mounting, config) for mounting in mountings]
     return max(found, key=lambda estimate: (estimate.known, estimate.steps))
 

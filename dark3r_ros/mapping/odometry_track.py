@@ -13,7 +13,6 @@ from dark3r_ros.geometry import se3
 
 Array = NDArray[np.float64]
 
-BODY_FROM_OPTICAL = se3.make([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], [0.0, 0.0, 0.0])
 _SAMPLES = 20000
 
 
@@ -32,7 +31,7 @@ class OdometryTrack:
 
     def __init__(self, max_gap_ns: int, max_speed: float) -> None:
         self._max_gap_ns, self._max_speed = max_gap_ns, max_speed
-        self.body_from_camera: Array = BODY_FROM_OPTICAL
+        self.body_from_camera: Array = se3.BODY_FROM_OPTICAL
         self._lock = threading.Lock()
         self._stamps: list[int] = []
         self._poses: list[Array] = []

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 NANOSECONDS = 1_000_000_000
 
-# Columns are the optical axes expressed in a body frame: right = -y, down = -z, forward = x.
-BODY_FROM_OPTICAL: Float64Array = se3.make([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], [0.0, 0.0, 0.0])
-
 # What an estimator of the pose alone knows about the velocity: nothing. Units (m/s)^2 and (rad/s)^2.
 UNKNOWN_VARIANCE = 1e9
 

@@ -87,7 +87,7 @@ class MapFrame:
 
     @property
     def _camera_from_base(self) -> Float64Array:
-        mounting = convert.BODY_FROM_OPTICAL if self._base_from_camera is None else self._base_from_camera
+        mounting = se3.BODY_FROM_OPTICAL if self._base_from_camera is None else self._base_from_camera
         return se3.inverse(mounting)
 
     def _metric(self, pose: Float64Array) -> Float64Array:

@@ -191,7 +191,7 @@ class Outputs:
                 raise TransformError(f'the images carry the frame of the base {base!r} instead of an optical frame')
             mounting = self._buffer.lookup(base, camera_frame, stamp_ns)
         except TransformError as error:
-            mounting = convert.BODY_FROM_OPTICAL
+            mounting = se3.BODY_FROM_OPTICAL
             self._say(
                 f'{base} -> {camera_frame or "camera"} is unknown ({error}): the camera is taken to sit in the origin '
                 f'of {base} and to look along its x axis; publish the transform on /tf_static and call ~/reset'

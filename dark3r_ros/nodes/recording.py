@@ -152,7 +152,7 @@ class Recording:
     # ------------------------------------------------------------------ results
 
     def _to_trajectory(self, poses: dict[int, Float64Array]) -> Trajectory:
-        base_from_camera = convert.BODY_FROM_OPTICAL if self._base_from_camera is None else self._base_from_camera
+        base_from_camera = se3.BODY_FROM_OPTICAL if self._base_from_camera is None else self._base_from_camera
         stamps = sorted(poses)
         matrices = [poses[stamp] @ base_from_camera for stamp in stamps]
         return Trajectory(np.array(stamps, dtype=np.int64), np.stack(matrices) if matrices else np.zeros((0, 4, 4)))

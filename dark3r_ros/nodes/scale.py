@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.events import Event, FramePosed, MapDiscarded, StateChanged
 from dark3r_ros.mapping.metric import MetricConfig, MetricScale, ScaleEstimate
 from dark3r_ros.nodes import convert
@@ -37,7 +38,7 @@ class ScaleKeeper:
     ) -> None:
         self._config, self._metric_config = config, metric
         self._buffer, self._frame, self._say = buffer, frame, say
-        self._estimator = MetricScale(metric, convert.BODY_FROM_OPTICAL)
+        self._estimator = MetricScale(metric, se3.BODY_FROM_OPTICAL)
         self._body = ''
         self._camera_frame = ''
         self._from_topic = False
@@ -125,7 +126,7 @@ class ScaleKeeper:
             try:
                 mounting = self._buffer.lookup(body, self._camera_frame, 0)
             except TransformError as error:
-                mounting = mounting if mounting is not None else convert.BODY_FROM_OPTICAL
+                mounting = mounting if mounting is not None else se3.BODY_FROM_OPTICAL
                 self._say(f'the odometry is taken to be about {self._config.base_frame}: {error}')
         self._estimator.body_from_camera = mounting
         if self.mounted is not None:

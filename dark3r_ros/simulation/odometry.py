@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.simulation.paths import BODY_FROM_OPTICAL
 
 Array = NDArray[np.float64]
 
@@ -82,7 +81,7 @@ class WheelOdometry:
 
 def _planar(world_from_camera: Array) -> Array:
     """Position and heading (x, y, yaw) of the body under a camera, in a world with z up."""
-    body = world_from_camera[:3, :3] @ BODY_FROM_OPTICAL.T
+    body = world_from_camera[:3, :3] @ se3.BODY_FROM_OPTICAL[:3, :3].T
     return np.array([world_from_camera[0, 3], world_from_camera[1, 3], np.arctan2(body[1, 0], body[0, 0])])
 
 

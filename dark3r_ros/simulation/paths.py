@@ -17,9 +17,6 @@ from dark3r_ros.simulation.tunnel import TunnelShape
 Array = NDArray[np.float64]
 Path = Callable[[Array], Array]
 
-# Columns of camera_in_body: body x forward, y left, z up; optical x right, y down, z forward (REP-103).
-BODY_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
-
 
 def look_along(forward: ArrayLike, up: ArrayLike = (0.0, 0.0, 1.0)) -> Array:
     """Rotations world_from_camera (N, 3, 3) of cameras that look along `forward` (N, 3) with `up` upwards."""

@@ -12,12 +12,11 @@ from dark3r_ros.mapping import bridging, packing, places
 from dark3r_ros.mapping.closing import spread_error
 from dark3r_ros.mapping.events import FramePosed, KeyframesMoved
 from dark3r_ros.simulation.odometry import WheelOdometry
-from dark3r_ros.simulation.paths import BODY_FROM_OPTICAL
 from dark3r_ros.types import MappingState
 
 STEP = 0.12
 BEFORE, DARK, AFTER = 60, 50, 90
-MOUNTED = se3.make(BODY_FROM_OPTICAL, [0.2, 0.0, 0.4])
+MOUNTED = se3.make(se3.BODY_FROM_OPTICAL[:3, :3], [0.2, 0.0, 0.4])
 
 
 class Wheels:
@@ -146,7 +145,7 @@ def test_a_noisy_odometry_with_slips_bridges_as_well():
     rng = np.random.default_rng(0)
     route = Blackout(Wheels(), after=140)
     wheels = WheelOdometry(rng, scale_error=0.02, noise=0.003, slip_rate=0.1)
-    up = se3.make(BODY_FROM_OPTICAL, np.zeros(3))
+    up = se3.BODY_FROM_OPTICAL
     route.wheels = [wheels.read(stamp(number), up @ pose).odom_from_body for number, pose in enumerate(route.poses)]
     route.pipeline.mount(up)
     assert route.run().pipeline.status().submaps == 1

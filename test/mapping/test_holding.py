@@ -19,12 +19,11 @@ from dark3r_ros.mapping.similarity import Similarity
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.simulation.odometry import WheelOdometry
-from dark3r_ros.simulation.paths import BODY_FROM_OPTICAL
 
 STEP = 0.25  # metres between keyframes
 CREEP = 0.003  # by which a visual step is shorter than the one before it: about 1 % a second
 COUNT = 150
-UP = se3.make(BODY_FROM_OPTICAL, np.zeros(3))
+UP = se3.BODY_FROM_OPTICAL
 SLIPS = ((40, 43, 0.5), (80, 84, 0.8), (110, 112, 0.2))  # from step to step, share by which the wheels turn too far
 
 

@@ -11,12 +11,11 @@ from dark3r_ros.mapping.metric import MetricConfig, MetricScale, ScaleEstimate, 
 from dark3r_ros.mapping.odometry_track import OdometryTrack
 from dark3r_ros.mapping.robust import robust_line, shortest_half
 from dark3r_ros.simulation.odometry import WheelOdometry
-from dark3r_ros.simulation.paths import BODY_FROM_OPTICAL
 from dark3r_ros.types import Trajectory
 
 TRUE = 3.7
 RATE = 10.0
-OPTICAL = se3.make(BODY_FROM_OPTICAL[:3, :3], [0.0, 0.0, 0.0])
+OPTICAL = se3.BODY_FROM_OPTICAL
 MOUNTED = se3.make(se3.exp_so3([0.0, 0.4, 0.0]) @ OPTICAL[:3, :3], [0.3, 0.05, 0.5])
 
 

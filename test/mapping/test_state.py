@@ -18,7 +18,6 @@ from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.mapping.scratch import ScratchFile
 from dark3r_ros.mapping.state_file import FORMAT, STATE_FILE
 from dark3r_ros.matching.mini import MiniFeatures
-from dark3r_ros.simulation.paths import BODY_FROM_OPTICAL
 from dark3r_ros.types import MappingState
 
 OUT = np.arange(0.0, 7.0, 0.12)
@@ -147,7 +146,7 @@ def test_a_damaged_map_is_one_line_and_the_present_map_stays(session, copy, dama
 
 def with_wheels(route):
     """Drive a route with exact odometry, which begins at nothing."""
-    mounted = se3.make(BODY_FROM_OPTICAL, np.zeros(3))
+    mounted = se3.BODY_FROM_OPTICAL
     start = se3.inverse(route.poses[0])
     for number, pose in enumerate(route.poses):
         route.pipeline.add_odometry(stamp(number), mounted @ start @ pose @ se3.inverse(mounted))

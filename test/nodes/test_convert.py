@@ -28,7 +28,7 @@ def test_stamps_survive_to_the_nanosecond(stamp):
 
 def test_optical_axes_become_rep103_axes():
     right, down, forward = np.eye(3)
-    rotation = convert.BODY_FROM_OPTICAL[:3, :3]
+    rotation = se3.BODY_FROM_OPTICAL[:3, :3]
     np.testing.assert_array_equal(rotation @ forward, [1, 0, 0])
     np.testing.assert_array_equal(rotation @ right, [0, -1, 0])
     np.testing.assert_array_equal(rotation @ down, [0, 0, -1])

@@ -14,7 +14,7 @@ from dark3r_ros.errors import DataError, OutputError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.metric import ScaleEstimate
-from dark3r_ros.nodes import convert, map_files, qos
+from dark3r_ros.nodes import map_files, qos
 from dark3r_ros.nodes.map_frame import MapFrame
 from dark3r_ros.storage.result import read_result
 
@@ -45,7 +45,7 @@ def load(graph, path):
 @pytest.fixture
 def frame() -> MapFrame:
     made = MapFrame()
-    made.mount(convert.BODY_FROM_OPTICAL)
+    made.mount(se3.BODY_FROM_OPTICAL)
     return made
 
 
@@ -66,7 +66,7 @@ def test_a_written_map_is_metric_and_complete(filled, frame, tmp_path):
     state, found = map_files.read_map(tmp_path / 'map', [filled.camera])
     assert (state / 'fake.txt').read_text() == '4'
     assert (found.scale.scale, found.scale.deviation, found.scale.known) == (5.0, 0.004, True)
-    np.testing.assert_array_equal(found.map_from_world, convert.BODY_FROM_OPTICAL)
+    np.testing.assert_array_equal(found.map_from_world, se3.BODY_FROM_OPTICAL)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['map']  # nothing temporary is left
 
 
@@ -134,7 +134,7 @@ def test_a_map_is_saved_loaded_and_continued_with_its_unit_and_place(graph, make
     node = make_node(path_period=0.1, queue_length=100)
     drive(graph, camera, node, range(4))
     node.scale.restore(METRIC)
-    node.frame.map_from_world = se3.make(np.eye(3), [0, 0, 9.0]) @ convert.BODY_FROM_OPTICAL
+    node.frame.map_from_world = se3.make(np.eye(3), [0, 0, 9.0]) @ se3.BODY_FROM_OPTICAL
     assert (answer := save(graph, tmp_path / 'map')).success, answer.message
 
     refused = load(graph, tmp_path / 'nowhere')

@@ -95,7 +95,7 @@ def test_outputs_carry_stamps_frames_and_axes(graph, make_node, camera):
 
 
 def test_extrinsics_from_tf_static_put_the_base_at_the_origin(graph, make_node, camera):
-    mounted = se3.make(se3.exp_so3([0.0, 0.3, 0.1]) @ convert.BODY_FROM_OPTICAL[:3, :3], [0.4, 0.1, 0.5])
+    mounted = se3.make(se3.exp_so3([0.0, 0.3, 0.1]) @ se3.BODY_FROM_OPTICAL[:3, :3], [0.4, 0.1, 0.5])
     TransformBroadcaster(graph.helper, static=True).send(
         convert.transform_to_message(mounted, 0, 'base_link', 'camera_optical')
     )

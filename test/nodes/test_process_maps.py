@@ -14,6 +14,7 @@ from dark3r_ros.srv import LoadMap
 from nav_msgs.msg import Odometry
 from tf2_msgs.msg import TFMessage
 
+from dark3r_ros.geometry import se3
 from dark3r_ros.nodes import convert
 from dark3r_ros.raw.noise import preset
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
@@ -128,7 +129,7 @@ def test_a_map_is_saved_loaded_and_the_camera_is_found_in_it(graph, processes, b
     apart = []
     for stamp, pose in zip(trajectory.stamps_ns.tolist(), trajectory.world_from_camera, strict=True):
         if stamp in again:
-            expected = convert.BODY_FROM_OPTICAL @ pose @ convert.BODY_FROM_OPTICAL.T
+            expected = se3.BODY_FROM_OPTICAL @ pose @ se3.BODY_FROM_OPTICAL.T
             apart.append(np.linalg.norm(expected[:3, 3] - again[stamp][:3, 3]))
     assert len(apart) > 0.8 * FRAMES and np.median(apart) < 0.05 * true
     parents: dict[str, set[str]] = {}

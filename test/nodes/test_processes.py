@@ -15,7 +15,6 @@ from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.registry import make_predictor
-from dark3r_ros.nodes import convert
 from dark3r_ros.raw.noise import preset
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
 from dark3r_ros.storage.bag import BagWriter
@@ -108,7 +107,7 @@ def test_the_graph_gives_what_the_pipeline_gives(start, bag, tmp_path):
     trajectory = saved.reconstruction.trajectory()
     np.testing.assert_array_equal(trajectory.stamps_ns, stamps)
     # Same frames, same code: only the map's axes differ, and nine decimals on file.
-    expected = convert.BODY_FROM_OPTICAL @ poses
+    expected = se3.BODY_FROM_OPTICAL @ poses
     assert np.abs(trajectory.world_from_camera - expected).max() < 1e-6
     online = read_tum(tmp_path / 'result' / 'online.tum')
     assert set(online.stamps_ns.tolist()) <= set(stamps.tolist()) and len(online) >= FRAMES // 2

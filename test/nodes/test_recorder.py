@@ -14,7 +14,7 @@ from dark3r_ros.nodes.recorder import Recorder
 from dark3r_ros.nodes.recording import Recording
 from dark3r_ros.types import PointCloud
 
-MOUNT = se3.make(convert.BODY_FROM_OPTICAL[:3, :3], [0.3, 0.0, 0.4])
+MOUNT = se3.make(se3.BODY_FROM_OPTICAL[:3, :3], [0.3, 0.0, 0.4])
 CAMERA = Camera(64, 48, 50.0, 51.0, 31.5, 23.5)
 
 

@@ -22,7 +22,7 @@ from dark3r_ros.types import Frame
 T0 = 1795188284_000000001
 STEP = 20_000_000
 CAMERA = Camera(64, 48, 50.0, 51.0, 31.5, 23.5)
-MOUNT = se3.make(convert.BODY_FROM_OPTICAL[:3, :3], [0.3, 0.0, 0.4])
+MOUNT = se3.make(se3.BODY_FROM_OPTICAL[:3, :3], [0.3, 0.0, 0.4])
 
 
 def mosaic(number: int) -> np.ndarray:

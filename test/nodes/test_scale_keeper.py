@@ -44,7 +44,7 @@ def odometry(number: int, metres: float, child: str = 'base_link') -> Odometry:
 @pytest.fixture
 def keeper():
     frame, said = MapFrame(), []
-    frame.mount(convert.BODY_FROM_OPTICAL)
+    frame.mount(se3.BODY_FROM_OPTICAL)
     made = ScaleKeeper(NodeConfig(), MetricConfig(), TransformBuffer(), frame, said.append)
     made.frame, made.said = frame, said
     return made
@@ -117,7 +117,7 @@ def test_the_distance_is_that_of_the_odometry_else_the_time(keeper):
 
 
 def test_the_map_frame_scales_poses_points_and_covariances_alike():
-    mounting = se3.make(convert.BODY_FROM_OPTICAL[:3, :3], [0.4, 0.0, 0.5])
+    mounting = se3.make(se3.BODY_FROM_OPTICAL[:3, :3], [0.4, 0.0, 0.5])
     frame = MapFrame()
     frame.mount(mounting)
     world_from_camera = se3.make(se3.exp_so3([0.1, 0.2, 0.3]), [1.0, 2.0, 3.0])
