@@ -22,9 +22,11 @@ from dark3r_ros.model.predictor import Predictor
 # Deviations of a step between neighbours: rotation (rad), shares of its length and of the depth, scale.
 _STEP = (0.003, 0.01, 0.001, 0.01)
 _HELD = 0.0005  # of the scale where odometry holds it: 1 % in 400 steps, so that a loop closes by turns instead
-# Of a loop: rotation, share of the depth, scale.
-_LOOP = (0.003, 0.015, 0.015)
-_STRAIN = 8.0  # sigmas that a step or a loop may be off once the error is spread
+# Of a loop: rotation, share of the depth, scale. How large a place looks, at -4 dB, is off by 0.05 to 0.2, mostly to the
+# same side: where odometry holds the unit it knows better.
+_LOOP, _LOOP_HELD = (0.003, 0.015, 0.015), (0.01, 0.015, 0.1)
+# Sigmas that a step or a loop may be off once the error is spread. True loops of a map that is held end below 3.
+_STRAIN, _STRAIN_HELD = 8.0, 5.0
 
 
 def close_loop(
@@ -56,10 +58,7 @@ def spread_error(submap: Submap, evidence: Sequence[Evidence]) -> list[float] | 
 
     None, and nothing has moved, where the loop contradicts the graph.
     """
-    held = math.isfinite(submap.metres)
-    moved = _spread(submap, evidence, held=held)
-    if moved is None and held:  # vision has turned by more than a graph of one unit can bear
-        moved = _spread(submap, evidence, held=False)
+    moved = _spread(submap, evidence)
     if moved is None:
         return None
     submap.move(moved)
@@ -67,10 +66,10 @@ def spread_error(submap: Submap, evidence: Sequence[Evidence]) -> list[float] | 
     return [node.scale for node in moved]
 
 
-def _spread(submap: Submap, evidence: Sequence[Evidence], *, held: bool) -> list[Similarity] | None:
+def _spread(submap: Submap, evidence: Sequence[Evidence]) -> list[Similarity] | None:
     """Where the keyframes of a submap go so that its loop closes; None where it contradicts the graph.
 
-    The unit of a map that is `held` hardly changes.
+    Where odometry holds the unit it hardly changes.
     """
     keyframes = submap.map.keyframes
     nodes = [_node(keyframe) for keyframe in keyframes]
@@ -78,14 +77,15 @@ def _spread(submap: Submap, evidence: Sequence[Evidence], *, held: bool) -> list
     steps = [(number[parent], own) for own, keyframe in enumerate(keyframes) for parent in keyframe.parents
              if parent in number]  # fmt: skip
     steps += [(number[first], number[second]) for first, second in submap.ties]
-    edges = [_step(nodes, first, second, submap, held=held) for first, second in steps]
+    edges = [_step(nodes, first, second, submap) for first, second in steps]
     edges += [
         Edge(number[first], number[second], _between(nodes, number[first], number[second]), (turn, shift, scale))
         for first, second, turn, shift, scale in submap.bridges
     ]
     loops = [_loop(item, number, submap) for item in evidence]
     moved = optimise(nodes, [*edges, *loops])
-    return None if edge_errors(moved, [*edges, *loops]).max() > _STRAIN else moved
+    strain = _STRAIN_HELD if math.isfinite(submap.metres) else _STRAIN
+    return None if edge_errors(moved, [*edges, *loops]).max() > strain else moved
 
 
 def kept_closed(submap: Submap, nodes: Sequence[Similarity]) -> list[Similarity]:
@@ -95,10 +95,9 @@ def kept_closed(submap: Submap, nodes: Sequence[Similarity]) -> list[Similarity]
     keyframes = submap.map.keyframes
     now = [_node(keyframe) for keyframe in keyframes]
     number = {keyframe.keyframe_id: place for place, keyframe in enumerate(keyframes)}
-    held = math.isfinite(submap.metres)
-    edges = [_step(nodes, place, place + 1, submap, held=held) for place in range(len(nodes) - 1)]
+    edges = [_step(nodes, place, place + 1, submap) for place in range(len(nodes) - 1)]
     ties = [(number[first], number[second]) for first, second in submap.ties]
-    loops = [_step(now, first, second, submap, held=held) for first, second in ties]
+    loops = [_step(now, first, second, submap) for first, second in ties]
     return optimise(nodes, [*edges, *loops])
 
 
@@ -119,18 +118,23 @@ def _between(nodes: Sequence[Similarity], first: int, second: int) -> Similarity
     return nodes[first].inverse().after(nodes[second])
 
 
-def _step(nodes: Sequence[Similarity], first: int, second: int, submap: Submap, *, held: bool) -> Edge:
-    relative = _between(nodes, first, second)
-    length, depth = float(np.linalg.norm(relative.translation)), submap.depth(submap.map.keyframes[first])
+def _step(nodes: Sequence[Similarity], first: int, second: int, submap: Submap) -> Edge:
+    relative, keyframes = _between(nodes, first, second), submap.map.keyframes
+    length, depth = float(np.linalg.norm(relative.translation)), submap.depth(keyframes[first])
     turn, share, floor, scale = _STEP
-    sigma = (turn, share * length + floor * depth, _HELD if held else scale)
-    return Edge(first, second, relative, sigma)
+    held = math.isfinite(submap.metres) and _connected(keyframes[first], keyframes[second])
+    return Edge(first, second, relative, (turn, share * length + floor * depth, _HELD if held else scale))
+
+
+def _connected(first: Keyframe, second: Keyframe) -> bool:
+    """Whether odometry leads from one keyframe to another."""
+    return first.odometry is not None and second.odometry is not None and first.odometry[1] == second.odometry[1]
 
 
 def _loop(item: Evidence, number: dict[int, int], submap: Submap) -> Edge:
     """Where the query lies in the place, as the evidence has it."""
     place = _node(item.place)
     query = item.old_from_new.after(_node(item.query))
-    turn, share, scale = _LOOP
+    turn, share, scale = _LOOP_HELD if math.isfinite(submap.metres) else _LOOP
     sigma = (turn, share * submap.depth(item.place), scale)
     return Edge(number[item.place.keyframe_id], number[item.query.keyframe_id], place.inverse().after(query), sigma)
