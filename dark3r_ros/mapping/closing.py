@@ -22,8 +22,8 @@ from dark3r_ros.model.predictor import Predictor
 # Deviations of a step between neighbours: rotation (rad), shares of its length and of the depth, scale.
 _STEP = (0.003, 0.01, 0.001, 0.01)
 _HELD = 0.0005  # of the scale where odometry holds it: 1 % in 400 steps, so that a loop closes by turns instead
-# Of a loop: rotation, share of the depth, scale. How large a place looks, at -4 dB, is off by 0.05 to 0.2, mostly to one
-# side: where odometry holds the unit it knows better.
+# Of a loop: rotation, share of the depth, scale. How large a place looks at -4 dB is off by 0.05 to 0.2, mostly to one
+# side; where odometry holds the unit it knows better.
 _LOOP, _LOOP_HELD = (0.003, 0.015, 0.015), (0.01, 0.015, 0.1)
 # Sigmas that a step or a loop may be off once the error is spread. True loops of a map that is held end below 3.
 _STRAIN, _STRAIN_HELD = 8.0, 5.0
