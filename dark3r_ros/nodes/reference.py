@@ -59,8 +59,13 @@ nearest to each other, by odometry where there is one, else in time: images of a
 a new keyframe needs last. They are counted in `frames_dropped`; gaps between stamps are counted in `frames_missing`,
 since those frames never reached the node.
 
+At rest: below `mapping.rest_snr` up to `mapping.rest_frames` frames are averaged while pictures and odometry show that
+the camera stands still; `snr_db`, `samples_per_value` and `message` of ~/status are then those of the average, and
+/diagnostics counts its frames. Whatever moves, or changes exposure, gain, size or light, begins anew with one frame.
+
 Saved maps: `~/save_map` writes a result folder, in metres where the scale is known, with `state/` and
-`map_frame.json`. `~/load_map` and `load_on_start` go on in it: the map frame and the unit stay those of the saved map.
+`map_frame.json`. `~/load_map` and `load_on_start` go on in it: the map frame and the unit stay those of the saved map,
+which odometry goes on to hold.
 
 Navigation: with `publish_grid`, ~/grid comes with every ~/map as soon as lengths are metres. A cell with `grid_points`
 points between `grid_low` and `grid_high` above the nearest place of the base is an obstacle; cells that a sight line of
