@@ -21,7 +21,10 @@ from dark3r_ros.model.predictor import Predictor
 
 # Deviations of a step between neighbours: rotation (rad), shares of its length and of the depth, scale.
 _STEP = (0.003, 0.01, 0.001, 0.01)
-_HELD = 0.0005  # of the scale where odometry holds it: 1 % in 400 steps, so that a loop closes by turns instead
+# Where odometry holds the unit a loop closes by turns: 1 % of scale in 400 steps, and turns as they drift at -4 dB.
+# With steps to three keyframes before each, 0.01 rad are 12 mrad in 20 keyframes, where 20 were measured; more would
+# let a drive there and back end a bay too far.
+_TURN_HELD, _SCALE_HELD = 0.01, 0.0005
 # Of a loop: rotation, share of the depth, scale. How large a place looks at -4 dB is off by 0.05 to 0.2, mostly to one
 # side; where odometry holds the unit it knows better.
 _LOOP, _LOOP_HELD = (0.003, 0.015, 0.015), (0.01, 0.015, 0.1)
@@ -122,8 +125,9 @@ def _step(nodes: Sequence[Similarity], first: int, second: int, submap: Submap) 
     relative, keyframes = _between(nodes, first, second), submap.map.keyframes
     length, depth = float(np.linalg.norm(relative.translation)), submap.depth(keyframes[first])
     turn, share, floor, scale = _STEP
-    held = math.isfinite(submap.metres) and _connected(keyframes[first], keyframes[second])
-    return Edge(first, second, relative, (turn, share * length + floor * depth, _HELD if held else scale))
+    if math.isfinite(submap.metres) and _connected(keyframes[first], keyframes[second]):
+        turn, scale = _TURN_HELD, _SCALE_HELD
+    return Edge(first, second, relative, (turn, share * length + floor * depth, scale))
 
 
 def _connected(first: Keyframe, second: Keyframe) -> bool:

@@ -261,6 +261,18 @@ def test_a_loop_closes_by_turns_though_vision_has_turned_alike_all_the_way():
     assert units(submap).max() / units(submap).min() < 1.02
 
 
+def test_a_place_is_recognised_again_soon_after_a_loop_though_vision_has_turned_on():
+    circle, wrong = bend(460, 2.0 * np.pi / 400), [np.eye(4)]
+    for number, (before, after) in enumerate(pairwise(circle)):
+        turn = np.array([0.0, 0.005, 0.0017]) if number > 425 else np.zeros(3)  # 9 degrees in 30 steps
+        wrong.append(wrong[-1] @ se3.inverse(before) @ after @ se3.make(se3.exp_so3(turn), np.zeros(3)))
+    submap = linked(crept(wrong, odometry_track(), hold=False, creep=0.0))
+    submap.ties += [(number - 400, number) for number in range(401, 425)]
+    before = np.linalg.norm(submap.map.keyframes[456].centre - circle[456][:3, 3])
+    assert spread_error(submap, recognised(submap, circle, [(456, 56), (455, 55), (454, 54)])) is not None
+    assert np.linalg.norm(submap.map.keyframes[456].centre - circle[456][:3, 3]) < 0.4 * before
+
+
 def test_the_unit_gives_way_where_no_odometry_held_it():
     circle = bend(125, 2.0 * np.pi / 124)
     submap = linked(crept(circle, odometry_track(), hold=False, creep=0.002))
