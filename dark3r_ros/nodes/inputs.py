@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import QoSProfile
 
 from dark3r_ros.errors import DataError
 from dark3r_ros.nodes import convert, explain, interface, qos
@@ -149,20 +149,14 @@ class Inputs:
     # ------------------------------------------------------------------ time
 
     def look_for_latched_calibration(self) -> None:
-        """Hear a camera_info that was published once, latched, before this node came up.
-
-        The second subscription is made only where a publisher latches: every other camera driver would warn about it.
-        """
+        """Hear a camera_info that was published once, latched, before this node came up."""
         if len(self._cameras) or self._latched is not None:
             return
-        offers = self._node.get_publishers_info_by_topic(self._node.resolve_topic_name(interface.CAMERA_INFO.name))
-        if any(info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for info in offers):
-            self._latched = self._node.create_subscription(
-                interface.load(interface.CAMERA_INFO.type),
-                interface.CAMERA_INFO.name,
-                self._on_latched_camera_info,
-                qos.latched(1),
-            )
+        topic = interface.CAMERA_INFO
+        self._latched = qos.subscribe_if_latched(
+            self._node, topic.name, interface.load(topic.type), self._on_latched_camera_info
+        )
+        if self._latched is not None:
             self._subscriptions.append(self._latched)
 
     def release_held(self, now: float, force: bool = False) -> None:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.subscription import Subscription
 
 
 def sensor(depth: int = 5) -> QoSProfile:
@@ -42,6 +44,17 @@ def latched(depth: int = 1) -> QoSProfile:
 def image(reliability: str, depth: int) -> QoSProfile:
     """Profile of the image topic from the parameters `image_reliability` and `image_depth`."""
     return reliable(depth) if reliability == 'reliable' else sensor(depth)
+
+
+def subscribe_if_latched(node: Node, topic: str, kind: type, callback: Callable[[Any], None]) -> Subscription | None:
+    """Subscribe to what was published once, latched, before this node came up; None as long as nobody latches.
+
+    Asking without looking would make every publisher that does not latch warn about a mismatch.
+    """
+    offers = node.get_publishers_info_by_topic(node.resolve_topic_name(topic))
+    if any(info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for info in offers):
+        return node.create_subscription(kind, topic, callback, latched(1))
+    return None
 
 
 def describe(profile: QoSProfile) -> str:

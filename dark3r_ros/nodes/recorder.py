@@ -83,9 +83,10 @@ class Recorder(Node):
             profile = qos.sensor(50) if topic.qos == 'image' else qos.reliable(1000)
             profile = qos.latched(10) if topic.qos == 'latched' else profile
             self.create_subscription(interface.load(topic.type), name, self._callback(topic), profile)
+        self._latched: Any = None
         self._client = AsyncParameterClient(self, self.config.node)
         self._asked = False
-        self.create_timer(0.25, self._ask_parameters, clock=runtime.STEADY)
+        self.create_timer(0.25, self._ask, clock=runtime.STEADY)
         self.get_logger().info(f'recording {self.config.node} for {self.folder}')
 
     def _log_warning(self, text: str) -> None:
@@ -99,6 +100,20 @@ class Recorder(Node):
                 self._warn(f'{topic.name}: {error}')
 
         return receive
+
+    def _ask(self) -> None:
+        self._ask_calibration()
+        self._ask_parameters()
+
+    def _ask_calibration(self) -> None:
+        """Hear, until there is a calibration, one that was published once, latched, and did not reach us since."""
+        topic = interface.CAMERA_INFO
+        if self.recording.calibrated and self._latched is not None:
+            self.destroy_subscription(self._latched)
+            self._latched = None
+        elif not self.recording.calibrated and self._latched is None:
+            kind = interface.load(topic.type)
+            self._latched = qos.subscribe_if_latched(self, topic.name, kind, self._callback(topic))
 
     def _ask_parameters(self) -> None:
         """Ask the mapping node once for its configuration, which belongs beside the result."""

@@ -98,6 +98,11 @@ class Recording:
         return 0.0 if self.busy else self._clock() - self.last_activity
 
     @property
+    def calibrated(self) -> bool:
+        """Whether a calibration was heard."""
+        return self._camera is not None
+
+    @property
     def silent_for(self) -> float:
         """Seconds since any new message, whatever the node was doing."""
         return self._clock() - self.last_activity

@@ -94,7 +94,7 @@ def test_the_graph_gives_what_the_pipeline_gives(start, bag, tmp_path):
     recorder = start('recorder', output=tmp_path / 'result', idle=10.0)
     wait_for_line(tmp_path / 'mapping_node.log', 'active')
     wait_for_line(tmp_path / 'recorder.log', 'recording')
-    replay = start('replay', bag=bag, lockstep=3)
+    replay = start('replay', bag=bag, lockstep=3, linger=3.0)  # a late discovery still finds its calibration
     assert len(stamps) == FRAMES
     assert replay.wait(60) == 0, (tmp_path / 'replay.log').read_text()
     assert recorder.wait(60) == 0, (tmp_path / 'recorder.log').read_text()

@@ -4,12 +4,13 @@ import pytest
 from dark3r_ros.msg import Keyframe, KeyframeArray, MappingStatus
 from nav_msgs.msg import Path
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import CameraInfo
 from tf2_msgs.msg import TFMessage
 
 from dark3r_ros.errors import ConfigError, DataError, OutputError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
-from dark3r_ros.nodes import convert, interface
+from dark3r_ros.nodes import convert, interface, qos
 from dark3r_ros.nodes.recorder import Recorder
 from dark3r_ros.nodes.recording import Recording
 from dark3r_ros.types import PointCloud
@@ -154,3 +155,11 @@ def test_a_node_that_never_speaks_is_an_error(graph, make, tmp_path):
         recorder.finished  # noqa: B018
     with pytest.raises(DataError, match='nothing was recorded'):
         recorder.close()
+
+
+def test_a_calibration_published_once_before_the_recorder_came_is_heard(graph, make, tmp_path):
+    publisher = graph.helper.create_publisher(CameraInfo, 'camera_info', qos.latched())
+    publisher.publish(convert.camera_info_message(CAMERA, 10, 'cam'))
+    recorder = make(output=str(tmp_path / 'out'))
+    graph.until(lambda: recorder.recording.calibrated)
+    assert recorder.recording.arrivals['camera_info'].count == 1
