@@ -83,6 +83,8 @@ class MiniFeatures:
 
 
 _FARTHEST = 0.7  # of a summit from the largest value, in fine pixels
+_EDGE = 2  # fine pixels from the edge of a picture within which nothing is found for sure
+_OUTSIDE = -1e4  # similarity beyond the edge of a picture
 _LEAST_RIGHT, _MOST_RIGHT = 0.02, 0.98  # bounds of the chance that a keypoint can be found at all
 _REMEMBERED = 400  # pairs whose second order has not been asked for
 
@@ -309,18 +311,20 @@ def best_in_window(
 
     Returns the place (M, 2), in fine pixels, at the top of the paraboloid through the 3x3 around the best, and the
     chance of those nine (M,). An expectation over them would be drawn to whole fine pixels where the choice is clear.
+    The chance is zero at the edge of the picture: what lies beyond it is found there, too, which draws places inwards.
 
     """
-    height, width = b.shape
+    width, height = ((side + FINE - 1) // FINE for side in b.size)
     across, down, near_best = _window(radius, centre.device)
     x, y = centre[:, :1] + across, centre[:, 1:] + down
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    from_edge = torch.minimum(torch.minimum(x, width - 1 - x), torch.minimum(y, height - 1 - y))
     similarity = patch_similarity(_fine_maps(a), home, _fine_maps(b), centre, torch.zeros_like(home[:, 0]), radius)
-    similarity = (factor * similarity).masked_fill(~inside, -1e4)
+    similarity = (factor * similarity).masked_fill(from_edge < 0, _OUTSIDE)
     chance = functional.softmax(similarity, dim=1)
     best = _argmax(chance, 1)
     peak = summit(similarity.unflatten(1, (2 * radius + 1, -1)), best)
-    return centre - radius + peak, (near_best[best] * chance).sum(1)
+    clear = from_edge.gather(1, best[:, None])[:, 0] >= _EDGE
+    return centre - radius + peak, (near_best[best] * chance).sum(1) * clear
 
 
 def likelihoods(
@@ -350,7 +354,8 @@ def likelihoods(
 def summit(values: Tensor, best: Tensor) -> Tensor:
     """Column and row (M, 2) of the top of the paraboloid through the 3x3 around the largest of values (M, n, n).
 
-    `best` (M,) is its number. At the border of the window, and where the nine have no top, it is the place itself.
+    `best` (M,) is its number. At the border of the window or of the picture, and where the nine have no top, it is the
+    place itself.
     """
     side = values.shape[2]
     row, column = best // side, best % side
@@ -365,7 +370,7 @@ def summit(values: Tensor, best: Tensor) -> Tensor:
     yy = nine[:, 2, 1] + nine[:, 0, 1] - 2 * nine[:, 1, 1]
     xy = (nine[:, 2, 2] - nine[:, 2, 0] - nine[:, 0, 2] + nine[:, 0, 0]) / 4
     determinant = xx * yy - xy * xy
-    clear &= (determinant > 1e-9) & (xx < 0)
+    clear &= (determinant > 1e-9) & (xx < 0) & (nine.amin((1, 2)) > _OUTSIDE)
     offset = torch.stack([xy * gy - yy * gx, xy * gx - xx * gy], dim=1) / torch.where(clear, determinant, 1.0)[:, None]
     return middle + torch.where(clear[:, None], offset.clamp(-_FARTHEST, _FARTHEST), 0.0)
 

@@ -77,6 +77,37 @@ def test_is_exact_to_a_fraction_of_a_pixel_in_the_light(predictor, fraction):
     assert len(found) > 100
 
 
+def test_what_has_left_the_picture_is_not_found_at_its_edge(predictor):
+    rng = np.random.default_rng(6)
+    small = torch.from_numpy(rng.random((1, 3, 60, 80), dtype=np.float32))
+    scene = torch.nn.functional.interpolate(small, (HEIGHT, WIDTH), mode='bicubic')[0].numpy().clip(0.02)
+    # The camera comes nearer: everything moves outwards, and what was near the edge is lost.
+    zoom = 1.1
+    x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    middle = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
+    place = ((np.stack([x, y], axis=-1) - middle) / zoom + middle + 0.5) * 2 / (WIDTH, HEIGHT) - 1
+    nearer = torch.nn.functional.grid_sample(
+        torch.from_numpy(scene)[None], torch.from_numpy(place.astype(np.float32))[None], align_corners=False
+    )[0].numpy()
+    outwards, from_edge = [], []
+    for _ in range(3):
+        a, b = dark(scene.astype(float), 0.0, rng), dark(nearer.astype(float), 0.0, rng)
+        found = predictor.match([(predictor.encode(a), predictor.encode(b))])[0]
+        forward = found.anchor_a >= 0
+        home, there = found.points_a[forward] - middle, found.points_b[forward] - middle
+        error = there - zoom * home
+        right = np.linalg.norm(error, axis=1) < 5
+        edge = middle + 0.5 - np.abs(there)
+        for axis in range(2):
+            outwards.append((np.sign(there) * error)[right, axis])
+            from_edge.append(edge[right, axis])
+    error, edge = np.concatenate(outwards), np.concatenate(from_edge)
+    assert edge.min() > 3.0
+    near = edge < 8.0
+    assert near.sum() > 25
+    assert abs(np.median(error[near])) < 0.35  # drawn inwards by 0.8 px at the very edge
+
+
 def test_summit_of_a_paraboloid_is_found_exactly():
     y, x = torch.meshgrid(torch.arange(5.0), torch.arange(5.0), indexing='ij')
     tops = torch.tensor([[2.3, 1.6], [1.0, 3.4], [2.0, 2.0]], dtype=torch.float64)
@@ -87,6 +118,9 @@ def test_summit_of_a_paraboloid_is_found_exactly():
     # At the border of a window the place itself is all that is known.
     slope = (x + y)[None]
     assert summit(slope, slope.flatten(1).argmax(1)).tolist() == [[4.0, 4.0]]
+    # So it is at the edge of the picture, beyond which similarities mean nothing.
+    cut = bowls[2].masked_fill(x > 2, -1e4)[None]
+    assert summit(cut, cut.flatten(1).argmax(1)).tolist() == [[2.0, 2.0]]
 
 
 def test_obeys_the_protocol(rooms, predictor):
