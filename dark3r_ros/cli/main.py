@@ -109,7 +109,8 @@ def _unknown(name: str) -> int:
 def _run(name: str, arguments: Sequence[str]) -> int:
     try:
         args = build_parser(name).parse_args(arguments)
-        status = int(load_command(name).run(args))
+        with _terminable():  # not before: compiled modules abort when an exception meets their import
+            status = int(load_command(name).run(args))
         sys.stdout.flush()
         return status
     except Dark3rError as error:
@@ -160,8 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in available_commands():
         return _unknown(arguments[0])
     try:
-        with _terminable():
-            return _run(name, arguments[1:])
+        return _run(name, arguments[1:])
     except SystemExit as stop:  # argparse: 0 after --help
         return stop.code if isinstance(stop.code, int) else EXIT_USER_ERROR
 
