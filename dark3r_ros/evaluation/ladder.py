@@ -198,7 +198,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='python -m dark3r_ros.evaluation.ladder', description=__doc__)
     parser.add_argument('sequences', nargs='+', help='sequence folders with cameras.json, or room, corridor, tunnel')
     parser.add_argument('--snr', nargs='+', type=_level, default=[20.0], metavar='DB', help='levels, or `clean`')
-    parser.add_argument('--predictor', choices=PREDICTORS, default=PREDICTORS[0])
+    parser.add_argument(
+        '--predictor', default=PREDICTORS[0], help=f'{", ".join(PREDICTORS)} or a weight file (default: %(default)s)'
+    )
     parser.add_argument('--engine', choices=ENGINES, default='map', help='what maps (default: %(default)s)')
     parser.add_argument('--preset', default='starvis', help='noise of the camera (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
@@ -209,7 +211,8 @@ def main(argv: list[str] | None = None) -> int:
         for scene in map(open_scene, args.sequences):
             for snr_db in args.snr:
                 level = 'clean' if snr_db is None else f'{snr_db:+g}dB'
-                maker = args.predictor if args.engine == 'map' else f'{args.engine}_{args.predictor}'
+                name = Path(args.predictor).stem
+                maker = name if args.engine == 'map' else f'{args.engine}_{name}'
                 output = args.output / maker / scene.name / level
                 output.parent.mkdir(parents=True, exist_ok=True)
                 rows.append(run_row(scene, snr_db, args.predictor, args.seed, args.preset, output, args.engine))
