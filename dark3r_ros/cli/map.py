@@ -22,6 +22,7 @@ from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import PipelineStatus
 from dark3r_ros.mapping.metric import estimate_scale
+from dark3r_ros.mapping.odometry_track import OdometryReplay
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.mapping.state_file import STATE_FILE
 from dark3r_ros.mapping.viewer import WINDOW, LiveViewer
@@ -85,9 +86,7 @@ def run(args: argparse.Namespace) -> int:
     notes = pipeline.load_state(args.continue_from) if args.continue_from is not None else ()
     for note in notes:
         print(f'dark3r: {note}', file=sys.stderr)
-    if odometry is not None:
-        for stamp_ns, pose in zip(odometry.stamps_ns.tolist(), odometry.world_from_camera, strict=True):
-            pipeline.add_odometry(stamp_ns, pose)
+    replay = None if odometry is None else OdometryReplay(odometry, pipeline.add_odometry)
     source = open_input(args)
     samples = SampleCollector(len(source), network_width=mapping.network_width, binning=mapping.binning)
     advice: list[str] = []
@@ -95,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     for number, frame in enumerate(progress(source, len(source), 'mapping')):
         if number == 0:
             advice = check_frame(frame, noise)
+        if replay is not None:
+            replay.until(frame.stamp_ns)
         events = pipeline.push(frame)
         if viewer is not None:
             viewer.show(frame, events, pipeline.status())

@@ -150,6 +150,7 @@ class Growth:
         with self._timed('keyframe'):
             submap.map.keyframes.append(keyframe)
             link_matched(submap.map, keyframe, partners, matches, self._config, view)
+        self._hold.remember(submap)
         with self._timed('window'):
             straighten = partial(self._hold.straighten, submap)
             moved, _ = refine_window(submap.map, self._config, neighbours, straighten=straighten)

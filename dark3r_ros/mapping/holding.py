@@ -51,6 +51,18 @@ class ScaleHold:
     def __init__(self, track: OdometryTrack) -> None:
         self._track = track
 
+    def remember(self, submap: Submap) -> None:
+        """Let the newest keyframes know where the wheels were: it may come late, and is forgotten by the track in time.
+
+        To be called for every keyframe, also where the map is held by something else.
+        """
+        self._look_up(submap.map.keyframes[-_HISTORY:])
+
+    def _look_up(self, keyframes: Sequence[Keyframe]) -> None:
+        for keyframe in keyframes:
+            if keyframe.odometry is None:
+                keyframe.odometry = self._track.at(keyframe.stamp_ns)
+
     def straighten(self, submap: Submap, free: Sequence[Keyframe]) -> bool:
         """Move the newest keyframes of a map, those that are free, by what odometry says; returns whether it did."""
         chain = _in_time(submap.map.keyframes[-_HISTORY:])
@@ -89,9 +101,7 @@ class ScaleHold:
         """By how much the steps (N - 1,) of a chain are off, and deviations; None while the unit is not known."""
         if len(chain) < 2:
             return None
-        for keyframe in chain:
-            if keyframe.odometry is None:  # it may come late, and is forgotten by the track in time
-                keyframe.odometry = self._track.at(keyframe.stamp_ns)
+        self._look_up(chain)
         off, sigma = self._compare(chain)
         if not math.isfinite(submap.metres):
             submap.metres = _unit(off, sigma)

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.types import Trajectory
 
 Array = NDArray[np.float64]
 
 _SAMPLES = 20000
+_DENSEST_NS = 4_000_000  # poses that follow faster are left out: what is kept spans 80 s at least
 
 
 class OdometryTrack:
@@ -49,7 +52,7 @@ class OdometryTrack:
     def add(self, stamp_ns: int, odom_from_body: Array) -> None:
         """Add the next pose (4, 4); one that is not newer starts the track anew when it is older by over a second.
 
-        What is not a number is left out.
+        What is not a number is left out, and what comes within 4 ms of the pose before.
         """
         if not np.isfinite(odom_from_body).all():
             return
@@ -57,7 +60,7 @@ class OdometryTrack:
             chain = 0
             if self._stamps:
                 elapsed = (stamp_ns - self._stamps[-1]) / 1e9
-                if -1.0 <= elapsed <= 0.0:
+                if -1.0 <= elapsed < _DENSEST_NS / 1e9:
                     return
                 moved = float(np.linalg.norm(odom_from_body[:3, 3] - self._poses[-1][:3, 3]))
                 restarted = elapsed < 0.0 or moved > self._max_speed * elapsed + 0.1
@@ -101,3 +104,24 @@ class OdometryTrack:
     def _drop(self, count: int) -> None:
         if count > 0:
             del self._stamps[:count], self._poses[:count], self._chains[:count]
+
+
+class OdometryReplay:
+    """Recorded odometry, handed on as the frames of the same recording advance, as it would come to a live robot.
+
+    Parameters
+    ----------
+    recorded: odom_from_body in metres. add: takes a stamp and a pose (4, 4).
+
+    """
+
+    def __init__(self, recorded: Trajectory, add: Callable[[int, Array], None]) -> None:
+        self._recorded, self._add = recorded, add
+        self._count = 0  # handed on
+
+    def until(self, stamp_ns: int) -> None:
+        """Hand on what was recorded up to a frame, and the first pose after it, so that one between can be found."""
+        stamps, poses = self._recorded.stamps_ns, self._recorded.world_from_camera
+        while self._count < len(stamps) and (self._count == 0 or stamps[self._count - 1] < stamp_ns):
+            self._add(int(stamps[self._count]), poses[self._count])
+            self._count += 1

@@ -19,6 +19,7 @@ from dark3r_ros.storage.bag import BagWriter
 from dark3r_ros.storage.cloud import read_ply
 from dark3r_ros.storage.source import open_source
 from dark3r_ros.storage.trajectory import read_tum, write_tum
+from dark3r_ros.types import Trajectory
 
 TRUTH = 'truth.tum'
 
@@ -227,6 +228,21 @@ def test_a_live_viewer_that_is_not_there_is_one_line_before_any_work(bag, tmp_pa
         assert main(['map', str(bag), '-o', str(tmp_path / 'out'), '--live', *target]) == 2
         assert words in error_line(capsys)
     assert not (tmp_path / 'out').exists()
+
+
+def test_odometry_that_goes_on_long_after_the_last_frame_still_knows_every_keyframe(bag, tmp_path):
+    truth = read_tum(bag / TRUTH)
+    later = truth.stamps_ns[-1] + 20_000_000 * np.arange(1, 22001)  # more than are kept at a time
+    poses = np.concatenate([truth.world_from_camera, np.repeat(truth.world_from_camera[-1:], len(later), axis=0)])
+    write_tum(tmp_path / 'wheels.tum', Trajectory(np.concatenate([truth.stamps_ns, later]), poses))
+    live = tmp_path / 'live'
+    command = ['map', str(bag), '-o', str(tmp_path / 'out'), '--odometry', str(tmp_path / 'wheels.tum'), '--no-report']
+    assert main([*command, '--save-map', str(live)]) == 0
+    with np.load(live / 'map.npz') as saved:
+        known, stamps, metric = (saved[f'0/{key}'] for key in ('odometry_known', 'stamps_ns', 'odometry'))
+    assert len(stamps) > 3 and known.all()
+    rows = np.searchsorted(truth.stamps_ns, stamps)
+    np.testing.assert_allclose(metric, truth.world_from_camera[rows], atol=1e-6)
 
 
 def test_odometry_of_another_unit_scales_the_result(bag, tmp_path, capsys):

@@ -213,6 +213,14 @@ def test_one_keyframe_and_odometry_that_is_not_a_number_move_nothing():
     assert not ScaleHold(track).straighten(crept(bend(60), odometry_track()), [])
 
 
+def test_keyframes_that_places_further_back_hold_know_their_odometry_all_the_same():
+    poses = bend(100)
+    submap = crept(poses, odometry_track(), hold=False)
+    ScaleHold(wheels(poses)).remember(submap)
+    known = [keyframe.odometry is not None for keyframe in submap.map.keyframes]
+    assert all(known[-60:]) and not any(known[:-60])
+
+
 def test_smoothing_follows_a_slow_change_and_leaves_out_single_steps():
     true = 0.002 * np.arange(60)
     said = true.copy()

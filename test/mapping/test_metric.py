@@ -8,7 +8,7 @@ import pytest
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.metric import MetricConfig, MetricScale, ScaleEstimate, estimate_scale
-from dark3r_ros.mapping.odometry_track import OdometryTrack
+from dark3r_ros.mapping.odometry_track import OdometryReplay, OdometryTrack
 from dark3r_ros.mapping.robust import robust_line, shortest_half
 from dark3r_ros.simulation.odometry import WheelOdometry
 from dark3r_ros.types import Trajectory
@@ -164,6 +164,27 @@ def test_the_track_interpolates_and_refuses_gaps_and_the_future():
     assert track.at(10**9) is None and track.at(3 * 10**9) is None and track.at(-1) is None
     track.add(int(1.9e9), np.eye(4))  # late: ignored
     assert track.newest_ns == 2 * 10**9
+
+
+def test_a_track_of_fast_odometry_still_spans_a_minute():
+    track = OdometryTrack(300_000_000, 20.0)
+    for number in range(70_000):
+        track.add(number * 10**6, se3.make(np.eye(3), [1e-3 * number, 0, 0]))
+    assert len(track) <= 20000
+    for second in (5, 37.0005, 69.99):
+        pose, _ = track.at(int(second * 1e9))
+        np.testing.assert_allclose(pose[:3, 3], [second, 0, 0], atol=1e-9)
+
+
+def test_recorded_odometry_is_handed_on_as_frames_advance():
+    stamps = 100 * np.arange(10)
+    poses = np.stack([se3.make(np.eye(3), [stamp, 0, 0]) for stamp in stamps])
+    taken = []
+    replay = OdometryReplay(Trajectory(stamps, poses), lambda stamp, pose: taken.append((stamp, pose[0, 3])))
+    for frame, newest in ((-5, 0), (10, 100), (20, 100), (100, 100), (101, 200), (730, 800), (2000, 900), (3000, 900)):
+        replay.until(frame)
+        assert taken[-1] == (newest, newest)
+    assert [stamp for stamp, _ in taken] == stamps.tolist()
 
 
 def test_the_robust_line_stands_forty_percent_of_wrong_values_on_one_side():
