@@ -355,5 +355,5 @@ def _compare(args: argparse.Namespace) -> int:
         facts |= {'lpips': absent} if absent else {}
         write_text(args.output / 'comparison.json', json.dumps(jsonable(facts), indent=1) + '\n')
 
-    compare(scene, config, variants=names or known, folder=args.output, lpips=lpips, told=told)
+    compare(scene, config, variants=names or known, folder=args.output, lpips=lpips, told=told, progress=progress)
     return 0

@@ -29,6 +29,7 @@ from dark3r_ros.nerf.perceptual import Distance
 from dark3r_ros.nerf.render import Picture, depth_picture, render_view, tone_map_for
 from dark3r_ros.nerf.trainer import Trainer
 from dark3r_ros.nerf.views import Views
+from dark3r_ros.sfm.progress import Progress, quiet
 
 _BLURS = (0.5, 0.8, 1.2, 1.8, 2.6, 4.0, 6.0, 9.0)
 
@@ -98,6 +99,7 @@ def compare(
     reconstruction: Path | None = None,
     lpips: Distance | None = None,
     told: Callable[[str, dict[str, Any]], None] | None = None,
+    progress: Progress = quiet,
 ) -> dict[str, dict[str, Any]]:
     """Train variants (by name; None: all that make sense) and score them on the held-out views.
 
@@ -105,7 +107,7 @@ def compare(
     scores tone-mapped pictures too.
     """
     torch.manual_seed(config.seed)
-    scene = make_scene(scene_config, reconstruction or folder)
+    scene = make_scene(scene_config, reconstruction or folder, progress)
     results: dict[str, dict[str, Any]] = {}
 
     def keep(name: str, row: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.raw.planes import choose_binning
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
 from dark3r_ros.sfm.pipeline import SfmRun
+from dark3r_ros.sfm.progress import Progress, quiet
 from dark3r_ros.simulation.frames import SimulatedFrame
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
 from dark3r_ros.simulation.views import views_of
@@ -105,11 +106,11 @@ class MemoryFrames:
         return len(self._frames)
 
 
-def make_scene(config: ComparisonConfig, folder: Path | None = None) -> DarkScene:
+def make_scene(config: ComparisonConfig, folder: Path | None = None, progress: Progress = quiet) -> DarkScene:
     """Photograph a scene in the dark; `folder` keeps the reconstruction of estimated poses for the next time."""
     if config.poses == 'true':
         return _with_true_poses(config)
-    return _with_estimated_poses(config, folder)
+    return _with_estimated_poses(config, folder, progress)
 
 
 # ------------------------------------------------------------------ true poses
@@ -161,12 +162,12 @@ def spoil_depth(depth: NDArray[np.float32], config: ComparisonConfig) -> NDArray
 # ------------------------------------------------------------------ estimated poses
 
 
-def _with_estimated_poses(config: ComparisonConfig, folder: Path | None) -> DarkScene:
+def _with_estimated_poses(config: ComparisonConfig, folder: Path | None, progress: Progress) -> DarkScene:
     scene = open_scene(config.scene)
     dark = scene.photograph(config.snr_db, config.seed, _PRESET)
     made = list(dark)
     result = (folder or Path('out')) / 'reconstruction'
-    facts = _reconstruct(scene, config, [frame.frame for frame in made], result)
+    facts = _reconstruct(scene, config, [frame.frame for frame in made], result, progress)
     posed = read_poses(result)
     if len(posed.stamps_ns) < 3:
         raise ReconstructionError(f'{scene.name}: {len(posed.stamps_ns)} views were posed, a comparison needs three')
@@ -189,7 +190,9 @@ def _with_estimated_poses(config: ComparisonConfig, folder: Path | None) -> Dark
     return DarkScene(posed, frames, dark.exposure.sensor.noise, clean, depth, true_poses, facts)
 
 
-def _reconstruct(scene: Scene, config: ComparisonConfig, frames: list[Frame], result: Path) -> dict[str, Any]:
+def _reconstruct(
+    scene: Scene, config: ComparisonConfig, frames: list[Frame], result: Path, progress: Progress
+) -> dict[str, Any]:
     """Poses and depths by `dark3r sfm` into a result folder, unless they are there; how it went."""
     predictor = make_predictor('mini', mini=OFFLINE_MINI)
     sfm = SfmConfig()
@@ -205,7 +208,7 @@ def _reconstruct(scene: Scene, config: ComparisonConfig, frames: list[Frame], re
             return {'posed': report['posed'], 'frames': report['frames_in']}
     except (Dark3rError, KeyError):
         pass
-    run = SfmRun(sfm, predictor)
+    run = SfmRun(sfm, predictor, progress=progress)
     reconstruction = run(frames, len(frames))
     facts = {'posed': len(reconstruction.trajectory()), 'frames': len(frames)}
     report = {'comparison': settings, 'posed': facts['posed'], 'frames_in': facts['frames'], 'stages_s': run.seconds}

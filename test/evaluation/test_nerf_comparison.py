@@ -42,7 +42,7 @@ class Reconstructing:
     missing = 3
     posed = 12
 
-    def __init__(self, config, predictor):
+    def __init__(self, config, predictor, progress):
         self.depths, self.seconds = {}, {}
 
     def __call__(self, frames, expected=0):
