@@ -17,7 +17,7 @@ from dark3r_ros.cli.common import (
     print_json,
     progress,
 )
-from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, open_input, provenance
+from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, odometry_of, open_input, provenance
 from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import PipelineStatus
@@ -33,10 +33,8 @@ from dark3r_ros.matching.registry import make_predictor
 from dark3r_ros.raw.checks import check_frame
 from dark3r_ros.raw.noise import resolve_noise
 from dark3r_ros.sfm.scale import scaled
-from dark3r_ros.storage.bag_source import read_odometry
 from dark3r_ros.storage.files import check_target, check_writable
-from dark3r_ros.storage.trajectory import read_tum
-from dark3r_ros.types import Reconstruction, Trajectory
+from dark3r_ros.types import Reconstruction
 
 NAME = 'map'
 HELP = 'map a recording: poses, cloud and report from a bag or a folder'
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save_map is not None:
         check_target(args.save_map, overwrite=args.overwrite, marker=STATE_FILE)
         check_writable(args.save_map)
-    odometry = None if args.odometry is None else _read_odometry(args.odometry)
+    odometry = None if args.odometry is None else odometry_of(args.odometry)
     if args.live is not None:
         check_viewer(args.live)
     began = time.perf_counter()
@@ -140,14 +138,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _warn(text: str) -> None:
     print(f'dark3r: warning: {text}', file=sys.stderr)
-
-
-def _read_odometry(path: Path) -> Trajectory:
-    """Poses of a TUM file, or of the odometry topic of a bag."""
-    if path.is_dir() or path.suffix in ('.mcap', '.db3'):
-        track = read_odometry(path)
-        return Trajectory(track.stamps_ns, track.world_from_body)
-    return read_tum(path)
 
 
 def _submap_warning(status: PipelineStatus) -> list[str]:

@@ -14,9 +14,11 @@ from dark3r_ros.matching.registry import PREDICTORS
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.storage.bag_reader import is_bag
+from dark3r_ros.storage.bag_source import read_odometry
 from dark3r_ros.storage.sequence import read_cameras_json
 from dark3r_ros.storage.source import open_source
-from dark3r_ros.types import FrameSource
+from dark3r_ros.storage.trajectory import read_tum
+from dark3r_ros.types import FrameSource, Trajectory
 
 
 def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +47,14 @@ def open_second(args: argparse.Namespace) -> FrameSource:
     if is_bag(Path(args.input)) and not Path(args.second_camera).exists():
         return _open(args, args.input, args.second_camera, '', args.second_calibration)
     return _open(args, args.second_camera, '', '', args.second_calibration)
+
+
+def odometry_of(path: Path) -> Trajectory:
+    """Poses of a TUM file, or of the odometry topic of a bag."""
+    if path.is_dir() or path.suffix in ('.mcap', '.db3'):
+        track = read_odometry(path)
+        return Trajectory(track.stamps_ns, track.world_from_body)
+    return read_tum(path)
 
 
 def _open(args: argparse.Namespace, path: str, image_topic: str, info_topic: str, calibration: str) -> FrameSource:

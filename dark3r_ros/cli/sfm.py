@@ -22,7 +22,7 @@ from dark3r_ros.cli.common import (
     print_json,
     progress,
 )
-from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, open_input, open_second, provenance
+from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, odometry_of, open_input, open_second, provenance
 from dark3r_ros.errors import ConfigError, DataError, ReconstructionError
 from dark3r_ros.geometry.open3d import import_open3d
 from dark3r_ros.matching.registry import make_predictor
@@ -42,8 +42,7 @@ from dark3r_ros.sfm.stereo import RigSource, scale_from_baseline, static_baselin
 from dark3r_ros.sfm.views import View
 from dark3r_ros.storage.files import check_target, check_writable
 from dark3r_ros.storage.mesh import write_mesh_ply
-from dark3r_ros.storage.trajectory import read_tum
-from dark3r_ros.types import DepthMap, Frame, FrameSource, Reconstruction
+from dark3r_ros.types import DepthMap, Frame, FrameSource, Reconstruction, Trajectory
 
 NAME = 'sfm'
 HELP = 'reconstruct a recording offline: all views at once, for the dark and for unordered sets'
@@ -57,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_reconstruction_arguments(parser)
     scale = parser.add_mutually_exclusive_group()
-    scale.add_argument('--scale-odometry', type=Path, metavar='FILE', help='TUM file of odometry that gives the scale')
+    scale.add_argument(
+        '--scale-odometry',
+        type=Path,
+        metavar='FILE',
+        help='odometry that gives the scale and holds it along the path: a TUM file, or a bag such as the input',
+    )
     scale.add_argument(
         '--scale-distance',
         nargs=3,
@@ -102,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         _check_mesh(config)
     _check_rig(args)
     noise = resolve_noise(args.noise) if args.noise else None
+    odometry = odometry_of(args.scale_odometry) if args.scale_odometry else None
     predictor = make_predictor(args.predictor, noise=noise, mini=OFFLINE_MINI)
     source: FrameSource = open_input(args)
     baseline: float | None = None
@@ -110,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         baseline = _baseline(args, rig)
     samples = SampleCollector(len(source), network_width=config.network_width, binning=config.binning)
     work = args.output.absolute().parent / f'.{args.output.name}.sfm'
-    maker = SfmRun(config, predictor, noise, progress, work)
+    maker = SfmRun(config, predictor, noise, progress, work, odometry)
     try:
         reconstruction = maker(_offered(source, samples), len(source))
     except ShardDone:
@@ -120,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         _say(warnings)
         shutil.rmtree(work, ignore_errors=True)  # another try with these pairs would end the same
         _explain_failure(reconstruction)
-    scale = _scale(args, baseline, reconstruction, warnings)
+    scale = _scale(args, baseline, odometry, reconstruction, warnings)
     if scale is not None:
         reconstruction, depths = scaled(reconstruction, scale), scaled_depths(maker.depths, scale)
     else:
@@ -189,13 +194,17 @@ def _write_mesh(
 
 
 def _scale(
-    args: argparse.Namespace, baseline: float | None, reconstruction: Reconstruction, warnings: list[str]
+    args: argparse.Namespace,
+    baseline: float | None,
+    odometry: Trajectory | None,
+    reconstruction: Reconstruction,
+    warnings: list[str],
 ) -> float | None:
     """Metres per unit where the user says how to know them; doubts are added to the warnings."""
     if baseline is not None:
         return _scale_of_rig(baseline, reconstruction, warnings)
-    if args.scale_odometry:
-        return scale_from_odometry(reconstruction, read_tum(args.scale_odometry))
+    if odometry is not None:
+        return scale_from_odometry(reconstruction, odometry)
     if not args.scale_distance:
         return None
     first, second, text = args.scale_distance

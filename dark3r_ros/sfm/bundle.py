@@ -22,6 +22,7 @@ from dark3r_ros.geometry import se3
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+Solver = Callable[[Array, Array], tuple[Array, Array]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +127,7 @@ def sum_by(index: Index, values: Array, count: int) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class _Jacobians:
+class Jacobians:
     """Derivatives of the weighted residuals (K, 2): by pose (K, 2, 6), by point (K, 2, 3), by the focal's logarithm."""
 
     residual: Array
@@ -135,7 +136,8 @@ class _Jacobians:
     by_focal: Array  # (K, 2)
 
 
-def _jacobians(problem: BundleProblem) -> _Jacobians:
+def jacobians(problem: BundleProblem) -> Jacobians:
+    """Derivatives of a problem where it stands, each row by the root of its robust weight."""
     local = local_points(problem)
     residual, front = _residuals(problem, local)
     length = np.hypot(residual[:, 0], residual[:, 1])
@@ -150,7 +152,7 @@ def _jacobians(problem: BundleProblem) -> _Jacobians:
     projection *= scale[:, None, None]
     by_pose = np.concatenate([projection, -projection @ se3.hat(local)], axis=2)
     by_pose *= problem.pose_free[problem.frame_index][:, None, None]
-    return _Jacobians(
+    return Jacobians(
         residual * root[:, None],
         by_pose,
         projection @ problem.cameras_from_world[problem.frame_index][:, :3, :3],
@@ -158,8 +160,9 @@ def _jacobians(problem: BundleProblem) -> _Jacobians:
     )
 
 
-def _linearise(problem: BundleProblem) -> Linearised:
-    found = _jacobians(problem)
+def linearise(problem: BundleProblem) -> Linearised:
+    """Normal equations of a problem where it stands."""
+    found = jacobians(problem)
     frames, points = len(problem.cameras_from_world), len(problem.points)
     pose_t, point_t = found.by_pose.transpose(0, 2, 1), found.by_point.transpose(0, 2, 1)
     weighted = found.residual[:, :, None]
@@ -256,28 +259,41 @@ class Schur:
 
     def solve(self, damping: float, poses: Array, points: Array) -> tuple[Array, Array] | None:
         """Solution (F, 6), (P, 3) of the damped normal equations for right sides (F, 6) and (P, 3)."""
-        if len(self._free) > _DENSE_POSES:
-            return self._solve_sparse(damping, poses, points)
-        found = np.zeros((len(self._problem.cameras_from_world), 6))
-        matrix, inverse_points, scaled = self.reduced(damping)
-        if len(self._free):
-            right = (poses.ravel() - scaled @ points.ravel())[self._rows()]
-            try:
-                factor = linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
-            except linalg.LinAlgError:
-                return None
-            found[self._free] = linalg.cho_solve(factor, right, check_finite=False).reshape(-1, 6)
-        return found, self._point_moves(found, inverse_points, points)
+        solver = self.solver(damping)
+        return None if solver is None else solver(poses, points)
 
-    def _solve_sparse(self, damping: float, poses: Array, points: Array) -> tuple[Array, Array] | None:
+    def solver(self, damping: float) -> Solver | None:
+        """`solve` for any number of right sides with one factorisation; None where it is not positive definite."""
+        if len(self._free) > _DENSE_POSES:
+            return self._solver_sparse(damping)
+        matrix, inverse_points, scaled = self.reduced(damping)
+        try:
+            factor = linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+        except linalg.LinAlgError:
+            return None
+
+        def solved(poses: Array, points: Array) -> tuple[Array, Array]:
+            found = np.zeros((len(self._problem.cameras_from_world), 6))
+            if len(self._free):
+                right = (poses.ravel() - scaled @ points.ravel())[self._rows()]
+                found[self._free] = linalg.cho_solve(factor, right, check_finite=False).reshape(-1, 6)
+            return found, self._point_moves(found, inverse_points, points)
+
+        return solved
+
+    def _solver_sparse(self, damping: float) -> Solver | None:
         matrix, inverse_points, scaled = self._reduced_sparse(damping)
         solve = _factored(matrix)
         if solve is None:
             return None
-        right = (poses.ravel() - scaled @ points.ravel()).reshape(-1, 6)
-        right[~self._problem.pose_free] = 0.0
-        found = solve(right.ravel()).reshape(-1, 6)
-        return found, self._point_moves(found, inverse_points, points)
+
+        def solved(poses: Array, points: Array) -> tuple[Array, Array]:
+            right = (poses.ravel() - scaled @ points.ravel()).reshape(-1, 6)
+            right[~self._problem.pose_free] = 0.0
+            found = solve(right.ravel()).reshape(-1, 6)
+            return found, self._point_moves(found, inverse_points, points)
+
+        return solved
 
     def _point_moves(self, twists: Array, inverse_points: Array, points: Array) -> Array:
         """Moves (P, 3) of the points that go with twists (F, 6) of the poses, for their right side (P, 3)."""
@@ -334,7 +350,7 @@ def adjust(
     schur: Schur | None = None
     while iterations < max_iterations:
         iterations += 1
-        schur = schur or Schur(problem, _linearise(problem))
+        schur = schur or Schur(problem, linearise(problem))
         step = schur.step(damping)
         if step is not None:
             trial = moved(problem, *step)
@@ -361,7 +377,7 @@ def _scaled_covariance(problem: BundleProblem, residuals: Array) -> Array:
     finite = np.minimum(residuals[np.isfinite(residuals)], 3.0 * problem.robust_width)
     free = 2 * len(finite) - 3 * len(problem.points) - 6 * int(problem.pose_free.sum())
     variance = float((finite**2).sum()) / max(free, 1)
-    return variance * Schur(problem, _linearise(problem)).covariance()
+    return variance * Schur(problem, linearise(problem)).covariance()
 
 
 def focal_step(problem: BundleProblem, damping: float = 1e-6) -> tuple[float, float] | None:
@@ -369,12 +385,12 @@ def focal_step(problem: BundleProblem, damping: float = 1e-6) -> tuple[float, fl
 
     Poses and points follow; the residual variance scales the deviation. None where nothing determines it.
     """
-    found = _jacobians(problem)
+    found = jacobians(problem)
     frames, points = len(problem.cameras_from_world), len(problem.points)
     focal = found.by_focal[:, :, None]
     poses = sum_by(problem.frame_index, (found.by_pose.transpose(0, 2, 1) @ focal)[:, :, 0], frames)
     places = sum_by(problem.point_index, (found.by_point.transpose(0, 2, 1) @ focal)[:, :, 0], points)
-    solved = Schur(problem, _linearise(problem)).solve(damping, poses, places)
+    solved = Schur(problem, linearise(problem)).solve(damping, poses, places)
     if solved is None:
         return None
     # What of the derivative by the focal length the other unknowns cannot imitate.

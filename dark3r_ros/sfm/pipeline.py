@@ -7,9 +7,9 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,11 +21,13 @@ from dark3r_ros.geometry import se3
 from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
+from dark3r_ros.sfm.chain import time_order
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.dense import depth_maps
 from dark3r_ros.sfm.focal import FocalCheck, check_focal, guessed, rescaled, scaled_view, search_focal
 from dark3r_ros.sfm.fusion import fuse
 from dark3r_ros.sfm.graph import pair_graph, poor_views
+from dark3r_ros.sfm.held import hold_unit
 from dark3r_ros.sfm.late import pose_remaining, supported
 from dark3r_ros.sfm.pairs import VerifiedPair, match_pair
 from dark3r_ros.sfm.pooled import pooled
@@ -33,6 +35,8 @@ from dark3r_ros.sfm.progress import Progress, Ticker, cpu_workers, ordered_map, 
 from dark3r_ros.sfm.refine import Refined, refine
 from dark3r_ros.sfm.rematch import rematch, rematched_tracks
 from dark3r_ros.sfm.result import build_reconstruction, world_poses
+from dark3r_ros.sfm.scale import scaled_covariance
+from dark3r_ros.sfm.scale_trust import ScaleTrust, scale_trust
 from dark3r_ros.sfm.shards import Shard
 from dark3r_ros.sfm.spill import spilled
 from dark3r_ros.sfm.start import first_poses
@@ -41,7 +45,7 @@ from dark3r_ros.sfm.tracks import Tracks, build_tracks, merge_stars
 from dark3r_ros.sfm.triangulation import Structure, triangulate_tracks
 from dark3r_ros.sfm.trust import check_neighbours
 from dark3r_ros.sfm.views import View, median_focal, take_views
-from dark3r_ros.types import DepthMap, Frame, Reconstruction
+from dark3r_ros.types import DepthMap, Frame, Reconstruction, Trajectory
 
 Array = NDArray[np.float64]
 
@@ -52,6 +56,8 @@ _COVARIANCE_VIEWS = 200
 _HELD_VIEWS = 300
 # Poses that pool evidence are refused when fewer than this share of the observations agrees with them.
 _POOLED_SHARE = 0.9
+# The scale along a path is held by odometry where the matches know it worse than this.
+_KNOWN_SCALE = 0.01
 # Matches that move less than this show no motion of the camera.
 _STILL_PX = 0.5
 # Settings that the pairs depend on.
@@ -80,6 +86,7 @@ class SfmRun:
     Attributes
     ----------
     work: folder where finished pairs are kept, so that a run that was killed goes on; None keeps nothing.
+    odometry: of any body fixed to the camera, holds the unit along the path where the matches do not.
     seconds: wall time by stage. notes: choices made and what was found, for the report.
     depths: depth map by frame, where they were made. views: the frames as they were used. pairs: of them, matched.
     covariance: (6, 6) of the left twist of camera_from_world (translation, rotation) by frame.
@@ -92,6 +99,7 @@ class SfmRun:
     noise: NoiseModel | None = None
     progress: Progress = quiet
     work: Path | None = None
+    odometry: Trajectory | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     notes: dict[str, Any] = field(default_factory=dict)
     depths: dict[int, DepthMap] = field(default_factory=dict)
@@ -135,7 +143,9 @@ class SfmRun:
         with self._timed('adjust'):
             self._check_focal(tracks, refined, views)
             refined = self._with_covariance(tracks, refined, views)
+            trust = self._scale_trust(refined, views)
         refined = self._pooled(tracks, refined, views)
+        refined = self._held(tracks, refined, views, trust)
         self._check_order(self.pairs, refined, views)
         return self._finish(views, refined.poses, refined.structure, tracks, reasons)
 
@@ -276,12 +286,15 @@ class SfmRun:
             poses = pooled(views, refined.poses, refined.structure, self.predictor)
             if poses is None:
                 return refined
-            parallax, focal = np.radians(self.config.min_parallax), median_focal(views, poses)
-            structure = triangulate_tracks(tracks, poses, focal, self.config.max_error, parallax)
+            structure = self._triangulated(tracks, poses, views)
         before, after = len(refined.structure.tracks.point), len(structure.tracks.point)
         taken = after >= _POOLED_SHARE * before
         self.notes['pooled'] = {'taken': taken, 'observations_before': before, 'observations_after': after}
         return replace(refined, poses=poses, structure=structure) if taken else refined
+
+    def _triangulated(self, tracks: Tracks, poses: Mapping[int, Array], views: Sequence[View]) -> Structure:
+        parallax = np.radians(self.config.min_parallax)
+        return triangulate_tracks(tracks, poses, median_focal(views, poses), self.config.max_error, parallax)
 
     def _wanted_focal(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> FocalCheck | None:
         parallax = np.radians(self.config.min_parallax)
@@ -300,6 +313,34 @@ class SfmRun:
                 f'the focal length given, {given:.1f} px, disagrees with the matches: {given * check.scale:.1f} px '
                 f'(+- {100 * check.deviation:.1f} %) fits them; check the calibration and the size that it belongs to'
             )
+
+    def _scale_trust(self, refined: Refined, views: Sequence[View]) -> ScaleTrust | None:
+        """How well the matches know the scale of one end of the path from the other."""
+        order = time_order(views, self.pairs)
+        trust = scale_trust(refined.structure, refined.poses, order, median_focal(views, refined.poses))
+        if trust is not None:
+            self.notes['scale'] = {'deviation': trust.worst, **asdict(trust)}
+        return trust
+
+    def _held(self, tracks: Tracks, refined: Refined, views: Sequence[View], trust: ScaleTrust | None) -> Refined:
+        """Hold the unit along the path by odometry where the matches do not, or say how doubtful it is."""
+        if trust is None:
+            return refined
+        held = None
+        if self.odometry is not None and trust.worst > _KNOWN_SCALE:
+            held = hold_unit(refined.poses, views, self.odometry)
+        if held is not None:
+            structure = self._triangulated(tracks, held.poses, views)
+            agreeing = len(structure.tracks.point) / max(len(refined.structure.tracks.point), 1)
+            taken = agreeing >= _POOLED_SHARE
+            self.notes['held'] = {'taken': taken, 'agreeing': agreeing, **held.note}
+            if taken:
+                for number, matrix in self.covariance.items():
+                    self.covariance[number] = scaled_covariance(matrix, held.growth[number])
+                return replace(refined, poses=held.poses, structure=structure)
+        if (warning := trust.warning(self.odometry is not None)) is not None:
+            self.warnings.append(warning)
+        return refined
 
     def _check_order(self, pairs: Sequence[VerifiedPair], refined: Refined, views: Sequence[View]) -> None:
         """Warn where next neighbours in time contradict the poses: a path that folds or jumps."""

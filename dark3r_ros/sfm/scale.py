@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.errors import DataError, ReconstructionError
+from dark3r_ros.geometry import se3
 from dark3r_ros.types import DepthMap, FrameRecord, Observations, PointCloud, Reconstruction, Trajectory
 
 Array = NDArray[np.float64]
@@ -24,16 +25,10 @@ def scale_from_odometry(reconstruction: Reconstruction, odometry: Trajectory) ->
     Raises ReconstructionError where fewer than three frames move and have odometry within 0.1 s.
     """
     own = reconstruction.trajectory()
-    nearest = np.searchsorted(odometry.stamps_ns, own.stamps_ns).clip(1, max(len(odometry) - 1, 1))
     if len(odometry) < 2 or not len(own):
         raise ReconstructionError('the odometry has fewer than two poses: no scale follows from it')
-    before = np.abs(odometry.stamps_ns[nearest - 1] - own.stamps_ns) < np.abs(
-        odometry.stamps_ns[nearest] - own.stamps_ns
-    )
-    nearest = nearest - before
-    close = np.abs(odometry.stamps_ns[nearest] - own.stamps_ns) <= _MAX_GAP_NS
-    here = own.world_from_camera[close, :3, 3]
-    there = odometry.world_from_camera[nearest[close], :3, 3]
+    body, known = odometry_at(odometry, own.stamps_ns)
+    here, there = own.world_from_camera[known, :3, 3], body[known, :3, 3]
     ratios = []
     for step in (1, 2, 4, 8, 16):
         if step < len(here):
@@ -45,6 +40,29 @@ def scale_from_odometry(reconstruction: Reconstruction, odometry: Trajectory) ->
     if len(found) < 2:
         raise ReconstructionError('odometry and posed frames share no motion: no scale follows from it')
     return float(np.median(found))
+
+
+def odometry_at(odometry: Trajectory, stamps_ns: NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]]:
+    """Poses (N, 4, 4) of odometry at stamps (N,), and where they are known.
+
+    Between poses less than 0.2 s apart they are interpolated; elsewhere one within 0.1 s stands for them.
+    """
+    order, count = np.argsort(odometry.stamps_ns, kind='stable'), len(odometry)
+    stamps, poses = odometry.stamps_ns[order], odometry.world_from_camera[order]
+    found, known = np.tile(np.eye(4), (len(stamps_ns), 1, 1)), np.zeros(len(stamps_ns), dtype=bool)
+    for row, stamp in enumerate(stamps_ns.tolist() if count else ()):
+        after = min(int(np.searchsorted(stamps, stamp)), count - 1)
+        before = max(after - 1, 0)
+        first, second = int(stamps[before]), int(stamps[after])
+        if first <= stamp <= second and 0 < second - first <= 2 * _MAX_GAP_NS:
+            fraction = (stamp - first) / (second - first)
+            found[row] = se3.interpolate(poses[before], poses[after], fraction)
+            known[row] = True
+            continue
+        nearest = before if abs(stamp - first) < abs(stamp - second) else after
+        found[row] = poses[nearest]
+        known[row] = abs(int(stamps[nearest]) - stamp) <= _MAX_GAP_NS
+    return found, known
 
 
 def scale_from_distance(reconstruction: Reconstruction, first: str, second: str, metres: float) -> float:
