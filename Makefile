@@ -7,6 +7,7 @@ export OMP_NUM_THREADS ?= 1
 ACTIVATE := source environment/activate.sh
 DEMO_OUT ?= out/demo
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 SETUP_ARGS ?=
 
 .PHONY: help setup demo test lint format clean
@@ -20,10 +21,10 @@ setup: ## make .venv, install the pinned packages, build the ROS interfaces
 demo: setup ## simulate a dark tunnel, map it through ROS 2, score the result
 	$(ACTIVATE) && env -u OMP_NUM_THREADS dark3r demo -o $(DEMO_OUT)
 
-test: ## lint, type check and all tests; PYTEST_ARGS='-m "not slow"' chooses
+test: ## lint, type check and all tests; PYTEST_ARGS='-m "not slow"' chooses, TEST_WORKERS=1 saves memory
 	environment/setup.sh --mesh
 	$(MAKE) --no-print-directory lint
-	$(ACTIVATE) && python -m pytest $(PYTEST_ARGS)
+	$(ACTIVATE) && python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup ## ruff and mypy
 	$(ACTIVATE) && ruff check . && ruff format --check . && mypy dark3r_ros
