@@ -179,6 +179,19 @@ def sfm_rows(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
     if focal:
         spread = f'{focal["wanted_scale"]:.3f} +- {focal["deviation"]:.3f}'
         rows.append(('Focal length that the matches want, over that given', spread))
+    return rows + _scale_rows(notes)
+
+
+def _scale_rows(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How well the scale is known along the path, and whether odometry holds it."""
+    rows, scale, held = [], notes.get('scale'), notes.get('held')
+    if scale:
+        noise, common = (100 * np.abs(scale[kind]).max() for kind in ('noise', 'common'))
+        text = f'+- {noise:.1f} % by independent errors of the matches, +- {common:.1f} % by common ones'
+        rows.append(('Scale along the path', text))
+    if held:
+        text = f'{100 * (held["drift"] - 1):.1f} % between two places, from {held["steps"]} steps'
+        rows.append(('Drift of the scale by odometry', text + (': taken out' if held['taken'] else ': not believed')))
     return rows
 
 

@@ -53,7 +53,7 @@ class HeldUnit:
 
     @property
     def note(self) -> dict[str, float]:
-        """For the report: the largest factor between the units of two views before, and what it was found from."""
+        """For the report: the largest factor between the units of two views before, and what says so."""
         return {
             'drift': max(self.growth.values()) / min(self.growth.values()),
             'steps': self.steps,

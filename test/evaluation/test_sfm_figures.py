@@ -67,9 +67,14 @@ def test_the_page_says_which_start_was_taken_and_who_was_set_aside(made, tmp_pat
             },
         },
         'focal': {'wanted_scale': 1.25, 'deviation': 0.01, 'contradicts': True},
+        'scale': {'deviation': 0.07, 'ends': (0, 3, 5), 'noise': (0.02,), 'common': (-0.067,)},
+        'held': {'taken': True, 'agreeing': 0.98, 'drift': 1.12, 'steps': 30, 'slipped': 0.1},
     }
     rows = dict(sfm_rows(notes))
     assert rows['Start by own incremental mapper'].endswith('0.83 of the verified (taken)')
+    assert rows['Scale along the path'].startswith('+- 2.0 %')
+    assert '6.7 % by common' in rows['Scale along the path']
+    assert rows['Drift of the scale by odometry'] == '12.0 % between two places, from 30 steps: taken out'
     assert not rows["Start by COLMAP's incremental mapper"].endswith('(taken)')
     report = build_report(reconstruction, {'sfm': notes, 'wall_s': 1.0})
     report['per_frame'].append({'name': 'dark.png', 'posed': False, 'reason': 'all pixels are <black>'})
