@@ -71,7 +71,7 @@ def test_the_deviation_is_the_scatter_of_independent_errors():
 
 def test_common_errors_move_the_scale_as_said():
     trust = judge(adjusted(tunnel(VIEWS, 0, 0.5)), range(VIEWS))
-    moved = adjusted(tunnel(VIEWS, 0, 1e-4, outwards=0.05))
+    moved = adjusted(tunnel(VIEWS, 0, 1e-4, outwards=0.1))
     assert scales(moved, trust.ends)[3:] == pytest.approx(np.array(trust.common)[3:], rel=0.2)
 
 
