@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         if viewer is not None:
             viewer.show(frame, events, pipeline.status())
         samples.offer(frame)
-    events = pipeline.flush()
+    events = pipeline.flush(again=True)
     if viewer is not None:
         viewer.show(None, events, pipeline.status())
     status = pipeline.status()

@@ -79,7 +79,7 @@ def _map(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction,
     pipeline = MappingPipeline(MappingConfig(), predictor)
     for frame in frames:
         pipeline.push(frame)
-    pipeline.flush()
+    pipeline.flush(again=True)
     return pipeline.reconstruction(largest=True), {'stages_s': pipeline.stage_seconds}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.evidence import Evidence
+from dark3r_ros.mapping.finishing import PassingViews, match_again
 from dark3r_ros.mapping.holding import ScaleHold
 from dark3r_ros.mapping.keyframing import link
 from dark3r_ros.mapping.loops import LoopGate
@@ -30,9 +31,22 @@ def complete_matches(submap: Submap, predictor: Predictor, config: MappingConfig
         link(sparse_map, keyframe, partners, predictor, config)
 
 
-def refine_map(submap: Submap, hold: ScaleHold, log: PoseLog, config: MappingConfig) -> list[Keyframe]:
-    """Adjust a whole map, then let odometry put its unit right; returns the keyframes that have moved."""
+def finish_map(
+    submap: Submap,
+    predictor: Predictor,
+    hold: ScaleHold,
+    log: PoseLog,
+    config: MappingConfig,
+    passing: PassingViews | None = None,
+) -> list[Keyframe]:
+    """Adjust a whole map, then let odometry put its unit right; returns the keyframes that have moved.
+
+    Given the views that passed, all is matched again where that is worth the time.
+    """
+    complete_matches(submap, predictor, config)
     keyframes = refine_all(submap.map, config)
+    if passing is not None and match_again(submap, predictor, config, log, passing):
+        refine_landmarks(submap.map, keyframes, config)
     nodes = hold.nodes(submap)
     if nodes is None:
         return keyframes

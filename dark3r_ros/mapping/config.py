@@ -151,6 +151,19 @@ class MappingConfig(Config):
     final_keyframes: int = setting(
         300, 'All keyframes are refined together at the end when there are no more than these.', minimum=0, maximum=2000
     )
+    rematch_keyframes: int = setting(
+        100,
+        'Keyframes of a map up to which `dark3r map` matches all of it again at the end and adjusts it as `dark3r sfm` '
+        'does, which takes about as long as mapping it; with `mini`; 0 never.',
+        minimum=0,
+        maximum=300,
+    )
+    rematch_frames: int = setting(
+        60,
+        'Frames beside keyframes up to which all of a short recording take part in that.',
+        minimum=0,
+        maximum=300,
+    )
     degraded_snr: float = setting(
         0.0, 'Signal-to-noise ratio below which the state is degraded.', unit='dB', minimum=-40.0, maximum=60.0
     )

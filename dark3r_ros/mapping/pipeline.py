@@ -8,10 +8,7 @@ same object, and the same frames give the same events.
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from dark3r_ros.errors import Dark3rError, ReconstructionError
@@ -19,10 +16,11 @@ from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.bridging import OdometryBridges
-from dark3r_ros.mapping.completing import complete_matches, join_what_can_be, refine_map
+from dark3r_ros.mapping.completing import finish_map, join_what_can_be
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import Event, FramePosed, FrameUnposed, MapDiscarded, PipelineStatus, StateChanged
 from dark3r_ros.mapping.finding import find, follow
+from dark3r_ros.mapping.finishing import PassingViews
 from dark3r_ros.mapping.growing import Growth
 from dark3r_ros.mapping.holding import ScaleHold
 from dark3r_ros.mapping.initialise import Initialiser, InitialPair
@@ -31,7 +29,7 @@ from dark3r_ros.mapping.keyframing import start_map
 from dark3r_ros.mapping.memory import MemoryKeeper, view_bytes
 from dark3r_ros.mapping.motion import MotionJudge, odometry_track
 from dark3r_ros.mapping.records import PoseLog
-from dark3r_ros.mapping.reporting import frame_posed, in_time_order, keyframe_added, keyframes_moved
+from dark3r_ros.mapping.reporting import StageClock, frame_posed, in_time_order, keyframe_added, keyframes_moved
 from dark3r_ros.mapping.result import build_reconstruction
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.mapping.state_file import SavedState, write_state
@@ -41,8 +39,6 @@ from dark3r_ros.mapping.window import refine_window
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.types import Float64Array, Frame, MappingState, Reconstruction
-
-STAGES = ('encode', 'initialise', 'track', 'keyframe', 'window', 'loops', 'final')
 
 
 class MappingPipeline:
@@ -64,6 +60,7 @@ class MappingPipeline:
         """Forget everything and wait for the first frame."""
         self._memory.close()
         self._memory = MemoryKeeper(self._config)
+        self._timed = StageClock()
         self._intake = Intake(self._config, self._predictor, self._noise, self._odometry)
         self._judged: Submap | None = None  # whose poses the judge compares
         self._prepared: Prepared | None = None  # the newest frame
@@ -74,11 +71,11 @@ class MappingPipeline:
         self._camera: Camera | None = None
         self._newest: tuple[int, int] = (0, 0)  # inliers, matches of the newest frame
         self._newest_posed_ns = -(2**63)
-        self.stage_seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
 
     def _clear_map(self) -> None:
         self._initialiser = Initialiser(self._config, self._predictor)
         self._atlas = Atlas(self._config)
+        self._passing = PassingViews(self._config.rematch_frames)
         self._retry: deque[View] = deque(maxlen=self._config.retry_frames or None)
         self._young: list[View] = []  # all views of a map that may yet be given up
         self._judge.restart()
@@ -137,8 +134,11 @@ class MappingPipeline:
         """Last part of `push`: go on with what the newest keyframe asks for, as far as there is time for it."""
         return [] if self._prepared is None else self._growth.advance(self._prepared.frame.stamp_ns)
 
-    def flush(self) -> list[Event]:
-        """End of the input: start the map from the best pair if there is none, retry frames, join, refine."""
+    def flush(self, *, again: bool = False) -> list[Event]:
+        """End of the input: start the map from the best pair if there is none, retry frames, join, refine.
+
+        Where there is time, everything is matched `again`.
+        """
         events = self._growth.finish()
         if not self._atlas.active.map.keyframes:
             pair = self._initialiser.finish()
@@ -154,8 +154,9 @@ class MappingPipeline:
         observing = sum(1 for keyframe in submap.map.keyframes if len(keyframe.table.observing()))
         if observing <= self._config.final_keyframes:
             with self._timed('final'):
-                complete_matches(submap, self._predictor, self._config)
-                events.append(keyframes_moved(refine_map(submap, self._hold, self._log, self._config), submap))
+                passing = self._passing if again else None
+                moved = finish_map(submap, self._predictor, self._hold, self._log, self._config, passing)
+                events.append(keyframes_moved(moved, submap))
             events += self._retry_unposed()
         return events
 
@@ -169,6 +170,11 @@ class MappingPipeline:
         """
         submap = self._atlas.largest(self._log) if largest else self._atlas.submaps[0]
         return build_reconstruction(self._camera, submap.map, submap.archive.cloud, self._log)
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall seconds spent in each stage."""
+        return self._timed.seconds
 
     def submap_frames(self) -> dict[int, int]:
         """How many frames are posed in each submap, by its id."""
@@ -409,17 +415,11 @@ class MappingPipeline:
             events += found
         return in_time_order(events)
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stage_seconds[stage] += time.perf_counter() - began
-
     def _other_bytes(self) -> int:
-        return self._log.nbytes + sum(
-            map(view_bytes, [*self._young, *self._initialiser.pending, *self._initialiser.dropped])
+        return (
+            self._log.nbytes
+            + self._passing.nbytes
+            + sum(map(view_bytes, [*self._young, *self._initialiser.pending, *self._initialiser.dropped]))
         )
 
     # ------------------------------------------------------------------ states and events
@@ -441,6 +441,8 @@ class MappingPipeline:
         submap, pose = self._atlas.active, result.camera_from_world
         assert pose is not None
         self._log.pose(view.stamp_ns, submap.map.keyframes[-1], pose, result.inliers, result.matches, False)
+        if not becomes_keyframe:
+            self._passing.add(view)
         late = view.stamp_ns < self._newest_posed_ns
         self._newest_posed_ns = max(self._newest_posed_ns, view.stamp_ns)
         return frame_posed(view, submap, result, becomes_keyframe, late=late)

@@ -82,8 +82,20 @@ class PoseLog:
         self._posed += int(row['keyframe'] < 0)
         relative = keyframe.camera_from_world @ se3.inverse(camera_from_world)
         row['keyframe'], row['is_keyframe'] = keyframe.keyframe_id, is_keyframe
-        row['relative'] = np.concatenate([relative[:3, 3], se3.quaternion(relative[:3, :3])])
+        row['relative'] = _packed(relative)
         row['inliers'], row['matches'], row['reason'] = inliers, matches, 0
+
+    def hangs_on(self, stamp_ns: int) -> tuple[int, Array] | None:
+        """Id of the keyframe that a frame hangs on, and keyframe_from_camera (4, 4); None without a pose."""
+        row = self._rows[self._row_of[stamp_ns]]
+        if row['keyframe'] < 0:
+            return None
+        return int(row['keyframe']), se3.from_quaternion(row['relative'][3:], row['relative'][:3])
+
+    def hang(self, stamp_ns: int, keyframe_from_camera: Array) -> None:
+        """Move a frame with regard to the keyframe that it hangs on."""
+        row = self._rows[self._row_of[stamp_ns]]
+        row['relative'] = _packed(keyframe_from_camera)
 
     def state(self) -> tuple[dict[str, NDArray[np.generic]], dict[str, Any]]:
         """Arrays and texts of all frames, to be saved."""
@@ -171,6 +183,11 @@ class PoseLog:
                 )
             )
         return result
+
+
+def _packed(pose: Array) -> Array:
+    """Translation and quaternion xyzw (7,) of a pose (4, 4)."""
+    return np.concatenate([pose[:3, 3], se3.quaternion(pose[:3, :3])])
 
 
 class BoundedCloud:

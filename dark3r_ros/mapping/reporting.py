@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,24 @@ from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.mapping.tracking import TrackResult
 
 Array = NDArray[np.float64]
+
+STAGES = ('encode', 'initialise', 'track', 'keyframe', 'window', 'loops', 'final')
+
+
+class StageClock:
+    """Wall seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Measure one stage while it runs."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began
 
 
 def frame_posed(view: View, submap: Submap, result: TrackResult, becomes_keyframe: bool, *, late: bool) -> FramePosed:
