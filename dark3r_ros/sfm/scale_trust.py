@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import percentile_filter
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.sfm.bundle import BundleProblem, Jacobians, Schur, jacobians, linearise
@@ -25,7 +26,9 @@ Index = NDArray[np.int64]
 
 _PARTS = 10
 _FEWEST_STEPS = 4  # of a part
-_SHORTEST_STEP = 0.003  # share of the way: a camera that stands has no length to compare
+# A camera that stands has no length to compare: a view counts when it has moved by this share of the upper quartile of
+# steps in a quarter of the path around it, for the unit itself may drift along the way.
+_SHORTEST_STEP = 0.1
 _PER_VIEW = 100
 _DAMPING = 1e-9  # holds the unit, which no ratio depends on
 # Share of their own error by which all matches may be off towards the middle of the picture, or away from it. Simulated
@@ -121,10 +124,11 @@ def judge(problem: BundleProblem, path: Sequence[int]) -> ScaleTrust | None:
 def _moving(problem: BundleProblem, path: Sequence[int]) -> Index:
     """Views of the path that have moved since the one before."""
     centres = se3.inverse(problem.cameras_from_world[list(path)])[:, :3, 3]
-    least = _SHORTEST_STEP * float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum())
+    steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+    usual = percentile_filter(steps, 75, size=max(len(steps) // 4, 8), mode='nearest')
     kept = [0]
     for place in range(1, len(path)):
-        if np.linalg.norm(centres[place] - centres[kept[-1]]) > least:
+        if np.linalg.norm(centres[place] - centres[kept[-1]]) > _SHORTEST_STEP * usual[place - 1]:
             kept.append(place)
     return np.asarray(path)[kept]
 

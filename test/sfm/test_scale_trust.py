@@ -131,6 +131,16 @@ def test_a_camera_that_stands_is_no_part_of_the_way():
     assert judge(problem, range(8)) is None
 
 
+def test_a_unit_that_drifts_far_leaves_no_part_out():
+    problem = tunnel(100, 5, 0.5, per_view=8)
+    poses = problem.cameras_from_world.copy()
+    poses[:, 2, 3] = -np.cumsum(np.exp(-0.07 * np.arange(100)))
+    trust = judge(replace(problem, cameras_from_world=poses), range(100))
+    assert np.diff(trust.ends).max() <= 11
+    rest = np.concatenate([poses[:40], np.tile(poses[40:41], (60, 1, 1))])
+    assert judge(replace(problem, cameras_from_world=rest), range(100)).ends[-1] <= 40
+
+
 def test_only_a_doubtful_scale_is_said():
     assert ScaleTrust((0, 5, 9), (0.02,), (0.03,)).warning() is None
     assert '+- 13 %' in ScaleTrust((0, 5, 9), (0.08,), (-0.09,)).warning()
