@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     mini = config_from_arguments(args, MiniMatchConfig, 'mini')
     noise = resolve_noise(args.noise) if args.noise else None
     predictor = make_predictor(args.predictor, noise=noise, classical=classical, mini=mini)
-    pipeline = MappingPipeline(mapping, predictor, noise)
+    pipeline = MappingPipeline(mapping, predictor, noise, offline=True)
     notes = pipeline.load_state(args.continue_from) if args.continue_from is not None else ()
     for note in notes:
         print(f'dark3r: {note}', file=sys.stderr)
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         if viewer is not None:
             viewer.show(frame, events, pipeline.status())
         samples.offer(frame)
-    events = pipeline.flush(again=True)
+    events = pipeline.flush()
     if viewer is not None:
         viewer.show(None, events, pipeline.status())
     status = pipeline.status()

@@ -76,10 +76,10 @@ class _Clock:
 
 
 def _map(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction, dict[str, Any]]:
-    pipeline = MappingPipeline(MappingConfig(), predictor)
+    pipeline = MappingPipeline(MappingConfig(), predictor, offline=True)
     for frame in frames:
         pipeline.push(frame)
-    pipeline.flush(again=True)
+    pipeline.flush()
     return pipeline.reconstruction(largest=True), {'stages_s': pipeline.stage_seconds}
 
 

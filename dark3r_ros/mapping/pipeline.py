@@ -45,15 +45,16 @@ class MappingPipeline:
     """Initialisation, tracking, keyframes, sliding window, loss and recovery, submaps and loops.
 
     Deterministic and single-threaded. A frame that cannot be used is answered with an event, never with an
-    exception.
+    exception. `offline`: a recording, at the end of which there is time to match all of a small map again.
     """
 
-    def __init__(self, config: MappingConfig, predictor: Predictor, noise: NoiseModel | None = None) -> None:
-        self._config, self._predictor, self._noise = config, predictor, noise
+    def __init__(
+        self, config: MappingConfig, predictor: Predictor, noise: NoiseModel | None = None, *, offline: bool = False
+    ) -> None:
+        self._config, self._predictor, self._noise, self._offline = config, predictor, noise, offline
         self._memory = MemoryKeeper(config)
-        self._odometry = odometry_track()
-        self._judge, self._bridges = MotionJudge(self._odometry), OdometryBridges(self._odometry)
-        self._hold = ScaleHold(self._odometry)
+        self._odometry = odometry = odometry_track()
+        self._judge, self._bridges, self._hold = MotionJudge(odometry), OdometryBridges(odometry), ScaleHold(odometry)
         self.reset()
 
     def reset(self) -> None:
@@ -75,7 +76,7 @@ class MappingPipeline:
     def _clear_map(self) -> None:
         self._initialiser = Initialiser(self._config, self._predictor)
         self._atlas = Atlas(self._config)
-        self._passing = PassingViews(self._config.rematch_frames)
+        self._passing = PassingViews(self._config.rematch_frames if self._offline else 0)
         self._retry: deque[View] = deque(maxlen=self._config.retry_frames or None)
         self._young: list[View] = []  # all views of a map that may yet be given up
         self._judge.restart()
@@ -134,11 +135,8 @@ class MappingPipeline:
         """Last part of `push`: go on with what the newest keyframe asks for, as far as there is time for it."""
         return [] if self._prepared is None else self._growth.advance(self._prepared.frame.stamp_ns)
 
-    def flush(self, *, again: bool = False) -> list[Event]:
-        """End of the input: start the map from the best pair if there is none, retry frames, join, refine.
-
-        Where there is time, everything is matched `again`.
-        """
+    def flush(self) -> list[Event]:
+        """End of the input: start the map from the best pair if there is none, retry frames, join, refine."""
         events = self._growth.finish()
         if not self._atlas.active.map.keyframes:
             pair = self._initialiser.finish()
@@ -154,7 +152,7 @@ class MappingPipeline:
         observing = sum(1 for keyframe in submap.map.keyframes if len(keyframe.table.observing()))
         if observing <= self._config.final_keyframes:
             with self._timed('final'):
-                passing = self._passing if again else None
+                passing = self._passing if self._offline else None
                 moved = finish_map(submap, self._predictor, self._hold, self._log, self._config, passing)
                 events.append(keyframes_moved(moved, submap))
             events += self._retry_unposed()

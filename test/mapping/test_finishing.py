@@ -27,12 +27,12 @@ def frames() -> list[tuple[Frame, np.ndarray]]:
     return [(made.frame, made.world_from_camera) for made in simulate(DARK)]
 
 
-def mapped(frames, config=SMALL, *, again):
+def mapped(frames, config=SMALL, *, offline):
     """The pipeline at the end, the error of the frames as a share of the extent, and the frames that are posed."""
-    pipeline = MappingPipeline(config, make_predictor('mini'))
+    pipeline = MappingPipeline(config, make_predictor('mini'), offline=offline)
     for frame, _ in frames:
         pipeline.push(frame)
-    pipeline.flush(again=again)
+    pipeline.flush()
     trajectory = pipeline.reconstruction(largest=True).trajectory()
     truth = {frame.stamp_ns: pose[:3, 3] for frame, pose in frames}
     true = np.stack([truth[int(stamp)] for stamp in trajectory.stamps_ns])
@@ -43,8 +43,8 @@ def mapped(frames, config=SMALL, *, again):
 
 
 def test_all_frames_of_a_short_dark_recording_get_more_exact(frames):
-    _, before, posed_before = mapped(frames, again=False)
-    pipeline, after, posed = mapped(frames, again=True)
+    _, before, posed_before = mapped(frames, offline=False)
+    pipeline, after, posed = mapped(frames, offline=True)
     assert posed >= posed_before > len(frames) // 2
     assert not all(frame.keyframe for frame in pipeline.reconstruction().frames)
     assert after < 0.7 * before
@@ -55,7 +55,7 @@ def test_all_frames_of_a_short_dark_recording_get_more_exact(frames):
 
 
 def test_a_map_with_more_keyframes_than_configured_stays_as_it_is(frames):
-    pipeline, _, _ = mapped(frames[:8], replace(SMALL, rematch_keyframes=0), again=False)
+    pipeline, _, _ = mapped(frames[:8], replace(SMALL, rematch_keyframes=0), offline=False)
     before = pipeline.reconstruction().trajectory().world_from_camera
     submap = pipeline._atlas.submaps[0]
     few = replace(SMALL, rematch_keyframes=len(submap.map.keyframes) - 1)
@@ -67,8 +67,9 @@ def test_a_map_with_more_keyframes_than_configured_stays_as_it_is(frames):
 def test_another_predictor_is_finished_as_before():
     world = World()
     route, other = (Route(world, along(world, np.arange(0.0, 3.0, 0.12))).run() for _ in range(2))
+    other.pipeline._offline = True
     route.pipeline.flush()
-    other.pipeline.flush(again=True)
+    other.pipeline.flush()
     np.testing.assert_array_equal(
         route.pipeline.reconstruction().trajectory().world_from_camera,
         other.pipeline.reconstruction().trajectory().world_from_camera,
@@ -77,8 +78,10 @@ def test_another_predictor_is_finished_as_before():
 
 def test_views_of_a_long_recording_are_not_kept():
     route = Route(World(), along(World(), np.arange(0.0, 6.0, 0.12)), config=replace(CONFIG, rematch_frames=20))
+    assert not route.run(0, 10).pipeline._passing.nbytes  # live
+    route.pipeline._passing = PassingViews(20)
     held = []
-    for index in range(len(route.poses)):
+    for index in range(10, len(route.poses)):
         route.run(index, index + 1)
         held.append(route.pipeline._passing.nbytes)
     assert max(held) > 0 and held[-1] == 0
