@@ -7,11 +7,13 @@ one. Neighbours in time are beyond doubt: they alone make the map here, adjusted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dark3r_ros.geometry import se3
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.late import known_points
 from dark3r_ros.sfm.pairs import VerifiedPair
@@ -36,6 +38,9 @@ _AGREEING = 0.3
 # A map begins with this many views, and is tried at so many places.
 _NUCLEUS = 5
 _PLACES = 4
+# Views that far from a beginning know it better than it knows itself: where they turn it by more, they are right.
+_BEYOND = 4
+_TWIST = np.radians(2.0)
 
 
 def time_order(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> list[int]:
@@ -98,7 +103,8 @@ def map_in_order(
     chain = Chain(order, near, views, config)
     best, most = _nothing(views), -1
     for nucleus in _nuclei(order, near, views, config):
-        state = adjusted(near, chain.grown(nucleus, tick), views, config)
+        grown = chain.straightened(chain.grown(nucleus, tick), nucleus)
+        state = adjusted(near, grown, views, config)
         held = len(state.structure.tracks.point)
         if held > most:
             best, most = state, held
@@ -164,14 +170,43 @@ class Chain:
         for pair in pairs:
             self._of_first[pair.first].append(pair)
 
-    def grown(self, start: Mapping[int, Array], tick: Callable[[], None] | None = None) -> dict[int, Array]:
-        """Poses camera_from_world by view, from those of a start both ways to where the chain breaks."""
+    def straightened(self, poses: dict[int, Array], nucleus: Collection[int]) -> dict[int, Array]:
+        """Poses grown from a nucleus, or grown anew from views beyond it where these turn its views otherwise.
+
+        In views that are narrow for their steps five may be explained by a motion to the side with a turn, too.
+        Views that were added later rest on points that were seen from further apart.
+        """
+        ranks = sorted(self._place[number] for number in nucleus)
+        posed = [rank for rank, number in enumerate(self._order) if number in poses]
+        after = [rank for rank in posed if rank >= ranks[-1] + _BEYOND][:_WINDOW]
+        before = [rank for rank in posed if rank <= ranks[0] - _BEYOND][-_WINDOW:]
+        seed = after if len(after) == _WINDOW else before
+        if len(seed) < _WINDOW:
+            return poses
+        start = {self._order[rank]: poses[self._order[rank]] for rank in seed}
+        again = self.grown(start, within=range(min(ranks[0], seed[0]), max(ranks[-1], seed[-1]) + 1))
+        common = [number for number in self._order[ranks[0] : ranks[-1] + 1] if number in again and number in poses]
+        turned = [
+            se3.rotation_angle((poses[b] @ se3.inverse(poses[a]) @ again[a] @ se3.inverse(again[b]))[:3, :3])
+            for a, b in itertools.pairwise(common)
+        ]
+        return self.grown(start) if max(turned, default=0.0) > _TWIST else poses
+
+    def grown(
+        self, start: Mapping[int, Array], tick: Callable[[], None] | None = None, within: range | None = None
+    ) -> dict[int, Array]:
+        """Poses camera_from_world by view, from those of a start both ways to where the chain breaks.
+
+        `within` are the places of the order that it may reach; all of them by default.
+        """
         poses = dict(start)
         if len(poses) == 2:
             poses = {**poses, **self.adjusted(poses, max(poses), 1.0).poses}
         ends = sorted(self._place[number] for number in poses)
+        within = within or range(len(self._order))
         between = [number for number in self._order[ends[0] : ends[-1]] if number not in poses]
-        for way in (between, self._order[ends[-1] + 1 :], self._order[: ends[0]][::-1]):
+        ahead, back = self._order[ends[-1] + 1 : within.stop], self._order[within.start : ends[0]][::-1]
+        for way in (between, ahead, back):
             missed = 0
             for number in way:
                 pose = self._resected(number, poses)

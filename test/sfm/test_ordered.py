@@ -8,14 +8,15 @@ import pytest
 from star_world import StarPredictor, camera_path, centre_error, frames
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.sfm.chain import moving_views, near_pairs
+from dark3r_ros.sfm.chain import Chain, moving_views, near_pairs
 from dark3r_ros.sfm.config import SfmConfig
-from dark3r_ros.sfm.pairs import VerifiedPair
+from dark3r_ros.sfm.pairs import VerifiedPair, match_pair
 from dark3r_ros.sfm.pipeline import SfmRun
 from dark3r_ros.sfm.refine import Refined
 from dark3r_ros.sfm.tracks import build_tracks
 from dark3r_ros.sfm.triangulation import triangulate_tracks
 from dark3r_ros.sfm.trust import check_neighbours
+from dark3r_ros.sfm.views import take_view
 
 CONFIG = SfmConfig(network_width=160)
 COUNT = 16
@@ -90,6 +91,33 @@ def test_a_path_that_folds_is_said(result, truth):
         assert check is not None
         assert check.breaks == breaks
     assert 'between 007.png and 008.png' in check.warning(run.views)
+
+
+def test_a_beginning_that_is_twisted_is_grown_anew():
+    count = 19
+    truth = along_the_wall(count)
+    predictor = StarPredictor(truth, noise=0.3)
+    views = [take_view(frame, predictor, CONFIG) for frame in frames(count)]
+    keys = [(first, first + steps) for first in range(count) for steps in (1, 2) if first + steps < count]
+    pairs = [pair.verified() for key in keys if (pair := match_pair(key, views, predictor, CONFIG)) is not None]
+    chain = Chain(range(count), pairs, views, CONFIG)
+    cameras = {number: se3.inverse(pose) for number, pose in enumerate(truth)}
+    assert chain.straightened(cameras, range(5)) is cameras
+    for nucleus in (range(5), range(14, 19)):
+        twisted = dict(cameras)
+        for number in nucleus:
+            twisted[number] = se3.exp([0.3 * (number - 2), 0.0, 0.0, 0.0, 0.08 * (number % 5), 0.0]) @ cameras[number]
+        grown = chain.straightened(twisted, nucleus)
+        assert len(grown) == count
+        step = [grown[n + 1] @ se3.inverse(grown[n]) @ truth_step(truth, n) for n in nucleus[:-1]]
+        assert max(np.degrees(se3.rotation_angle(one[:3, :3])) for one in step) < 1.0
+    short = {number: cameras[number] for number in range(12)}
+    assert chain.straightened(short, range(5)) is short
+
+
+def truth_step(truth, number):
+    """Pose of the next camera in the one before."""
+    return se3.inverse(truth[number]) @ truth[number + 1]
 
 
 def test_a_camera_that_stands_for_a_while_is_followed():
