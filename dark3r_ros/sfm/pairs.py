@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 _CELL = 16.0  # pixels; errors of `mini` at -4 dB correlate by 0.1 to 0.2 over this distance, 0.4 over half of it
+_STILL_PX = 0.5  # matches that move less show no motion of the camera
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,3 +182,14 @@ def match_pair(
     """Match and verify two views; None where they do not see the same."""
     matches = predictor.match([(views[pair[0]].features, views[pair[1]].features)])[0]
     return verify(pair, views, matches, config)
+
+
+def all_still(pairs: Sequence[VerifiedPair]) -> bool:
+    """Whether all views that share matches were taken from one place."""
+    return bool(pairs) and all(_still(pair) for pair in pairs)
+
+
+def _still(pair: VerifiedPair) -> bool:
+    """Whether the two views are one: their matches do not move."""
+    moved = np.linalg.norm(pair.pixels_first - pair.pixels_second, axis=1)[pair.agrees]
+    return bool(np.median(moved) < _STILL_PX)

@@ -29,7 +29,7 @@ from dark3r_ros.sfm.fusion import fuse
 from dark3r_ros.sfm.graph import pair_graph, poor_views
 from dark3r_ros.sfm.held import hold_unit
 from dark3r_ros.sfm.late import pose_remaining, supported
-from dark3r_ros.sfm.pairs import VerifiedPair, match_pair
+from dark3r_ros.sfm.pairs import VerifiedPair, all_still, match_pair
 from dark3r_ros.sfm.pooled import pooled
 from dark3r_ros.sfm.progress import Progress, Ticker, cpu_workers, ordered_map, quiet
 from dark3r_ros.sfm.refine import Refined, refine
@@ -58,8 +58,6 @@ _HELD_VIEWS = 300
 _POOLED_SHARE = 0.9
 # The scale along a path is held by odometry where the matches know it worse than this.
 _KNOWN_SCALE = 0.01
-# Matches that move less than this show no motion of the camera.
-_STILL_PX = 0.5
 # Settings that the pairs depend on.
 _PAIR_SETTINGS = (
     'binning',
@@ -236,7 +234,7 @@ class SfmRun:
     def _start(self, views: Sequence[View], pairs: list[VerifiedPair]) -> tuple[dict[int, Array], list[VerifiedPair]]:
         """First poses of the views that are good enough to build upon, and the pairs not refused."""
         poor = poor_views(views, self.config.poor_share)
-        if _all_still(pairs):
+        if all_still(pairs):
             # Noise alone would be taken for motion.
             self.notes['start'] = {'method': 'none', 'posed': 0}
             return {}, pairs
@@ -381,7 +379,7 @@ class SfmRun:
             number: 'its matches are too few or do not agree' if number in paired else 'no view sees the same'
             for number in range(len(views))
         }
-        if _all_still(pairs):
+        if all_still(pairs):
             reasons |= dict.fromkeys(paired, 'all views that share matches were taken from one place: move the camera')
         ambiguous = self.notes.get('start', {}).get('ambiguous', ())
         return reasons | dict.fromkeys(ambiguous, 'its matches fit several poses equally well')
@@ -409,17 +407,6 @@ class SfmRun:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - began
-
-
-def _all_still(pairs: Sequence[VerifiedPair]) -> bool:
-    """Whether all views that share matches were taken from one place."""
-    return bool(pairs) and all(_still(pair) for pair in pairs)
-
-
-def _still(pair: VerifiedPair) -> bool:
-    """Whether the two views are one: their matches do not move."""
-    moved = np.linalg.norm(pair.pixels_first - pair.pixels_second, axis=1)[pair.agrees]
-    return bool(np.median(moved) < _STILL_PX)
 
 
 def _gauge(poses: dict[int, Array]) -> list[int]:
