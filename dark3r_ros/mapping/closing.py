@@ -11,13 +11,12 @@ import numpy as np
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.evidence import Evidence
-from dark3r_ros.mapping.keyframing import link
+from dark3r_ros.mapping.keyframing import link_matched
 from dark3r_ros.mapping.posegraph import Edge, edge_errors, optimise
 from dark3r_ros.mapping.similarity import Similarity
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.mapping.window import refine_window
-from dark3r_ros.model.predictor import Predictor
 
 # Deviations of a step between neighbours: rotation (rad), shares of its length and of the depth, scale.
 _STEP = (0.003, 0.01, 0.001, 0.01)
@@ -32,18 +31,16 @@ _LOOP, _LOOP_HELD = (0.003, 0.015, 0.015), (0.01, 0.015, 0.1)
 _STRAIN, _STRAIN_HELD = 8.0, 5.0
 
 
-def close_loop(
-    submap: Submap, evidence: Sequence[Evidence], predictor: Predictor, config: MappingConfig
-) -> list[float] | None:
+def close_loop(submap: Submap, evidence: Sequence[Evidence], config: MappingConfig) -> list[float] | None:
     """Close a loop; returns the growth of every keyframe's surroundings, None where the graph speaks against it."""
     scales = spread_error(submap, evidence)
     if scales is not None:
-        refine_window(submap.map, config, fuse(submap, evidence, predictor, config))
+        refine_window(submap.map, config, fuse(submap, evidence, config))
     return scales
 
 
 def join_submaps(
-    atlas: Atlas, evidence: Sequence[Evidence], new: Submap, predictor: Predictor, config: MappingConfig
+    atlas: Atlas, evidence: Sequence[Evidence], new: Submap, config: MappingConfig
 ) -> tuple[Submap, list[Keyframe], float]:
     """Join the submap of some keyframes with that of the places they recognised.
 
@@ -52,7 +49,7 @@ def join_submaps(
     # The one that the others agree with best speaks for all.
     apart = [sum(one.disagreement(other) for other in evidence) for one in evidence]
     joined, moved, growth = atlas.join(evidence[int(np.argmin(apart))], new)
-    refine_window(joined.map, config, fuse(joined, evidence, predictor, config))
+    refine_window(joined.map, config, fuse(joined, evidence, config))
     return joined, moved, growth
 
 
@@ -104,11 +101,14 @@ def kept_closed(submap: Submap, nodes: Sequence[Similarity]) -> list[Similarity]
     return optimise(nodes, [*edges, *loops])
 
 
-def fuse(submap: Submap, evidence: Sequence[Evidence], predictor: Predictor, config: MappingConfig) -> list[Keyframe]:
-    """Let keyframes and the places that they recognised share landmarks; returns the keyframes of the places."""
+def fuse(submap: Submap, evidence: Sequence[Evidence], config: MappingConfig) -> list[Keyframe]:
+    """Let keyframes and the places that they recognised share landmarks; returns the keyframes of the places.
+
+    The matches by which a place was verified serve again.
+    """
     partners: dict[int, Keyframe] = {}
     for item in evidence:
-        link(submap.map, item.query, item.partners, predictor, config)
+        link_matched(submap.map, item.query, item.partners, item.matches, config)
         partners.update({keyframe.keyframe_id: keyframe for keyframe in item.partners})
     return list(partners.values())
 

@@ -37,6 +37,7 @@ class Evidence:
     scale: how many units of that submap make one of the query's.
     inliers: correspondences that agree.
     depth: median depth of the query's landmarks, in units of its submap.
+    matches: of each partner with the query, as they were made to verify it.
 
     """
 
@@ -48,6 +49,7 @@ class Evidence:
     scale: float
     inliers: int
     depth: float
+    matches: tuple[Correspondences, ...]
 
     @property
     def old_from_new(self) -> Similarity:
@@ -88,7 +90,8 @@ def verify(
     if scale is None:
         return None
     inliers = int(found.inliers.sum())
-    return Evidence(query, place, tuple(references), old, found.camera_from_world, scale, inliers, new.depth(query))
+    pose, depth = found.camera_from_world, new.depth(query)
+    return Evidence(query, place, tuple(references), old, pose, scale, inliers, depth, tuple(matches))
 
 
 def _matched(

@@ -185,7 +185,7 @@ class Growth:
         """Close a loop, or join the submap with that of the place."""
         if evidence[-1].old is not submap:
             return self.join(evidence, submap)
-        scales = close_loop(submap, evidence, self._predictor, self._config)
+        scales = close_loop(submap, evidence, self._config)
         if scales is None:
             self.gate.refused['against the graph'] += 1
             return []
@@ -197,7 +197,7 @@ class Growth:
 
     def join(self, evidence: list[Evidence], submap: Submap) -> list[Event]:
         """Join a submap with that of the places its keyframes recognised."""
-        joined, moved, growth = join_submaps(self._atlas, evidence, submap, self._predictor, self._config)
+        joined, moved, growth = join_submaps(self._atlas, evidence, submap, self._config)
         self.gate.accepted += 1
         self._bridges.restart()
         return self._joined(joined, moved, growth)

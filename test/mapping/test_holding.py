@@ -180,7 +180,7 @@ def test_a_loop_of_a_map_that_is_held_closes_by_turns_and_not_by_its_unit(held):
         after.parents = (before.keyframe_id,)
     gap = np.linalg.norm(keyframes[-1].centre - keyframes[0].centre)
     place = se3.inverse(circle[0]) @ circle[-1]
-    seen = Evidence(keyframes[-1], keyframes[0], (keyframes[0],), submap, se3.inverse(place), 1.0, 100, 1.0)
+    seen = Evidence(keyframes[-1], keyframes[0], (keyframes[0],), submap, se3.inverse(place), 1.0, 100, 1.0, ())
     grown = np.array(spread_error(submap, [seen]))
     assert np.linalg.norm(keyframes[-1].centre - keyframes[0].centre) < 0.3 * gap
     if held:
@@ -320,5 +320,7 @@ def recognised(submap, poses, pairs, ahead=0.0, scale=1.0):
     for query, place in pairs:
         off = se3.make(np.eye(3), [0.0, 0.0, ahead])
         seen = off @ se3.inverse(poses[query]) @ poses[place] @ keyframes[place].camera_from_world
-        found.append(Evidence(keyframes[query], keyframes[place], (keyframes[place],), submap, seen, scale, 100, 1.0))
+        found.append(
+            Evidence(keyframes[query], keyframes[place], (keyframes[place],), submap, seen, scale, 100, 1.0, ())
+        )
     return found
