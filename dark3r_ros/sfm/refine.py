@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dark3r_ros.sfm.bundle import BundleProblem, adjust
 from dark3r_ros.sfm.tracks import Tracks
-from dark3r_ros.sfm.triangulation import Structure, pose_table, triangulate_tracks
+from dark3r_ros.sfm.triangulation import Structure, pose_table, posed_views, triangulate_tracks
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -92,8 +92,7 @@ def _longest(tracks: Tracks, poses: Mapping[int, Array], per_view: int) -> Track
 
     Twice as many as take part in an adjustment leave it a choice; triangulating the others would only cost time.
     """
-    posed = np.zeros(int(tracks.view.max(initial=-1)) + 1, dtype=bool)
-    posed[[number for number in poses if number < len(posed)]] = True
+    posed = posed_views(tracks, poses)
     counts = np.bincount(tracks.point, weights=posed[tracks.view] / tracks.sigma**2, minlength=len(tracks))
     return tracks.select(most_seen(tracks, counts, per_view)[tracks.point])
 

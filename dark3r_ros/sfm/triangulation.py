@@ -37,6 +37,13 @@ def pose_table(poses: Mapping[int, Array], count: int) -> Array:
     return table
 
 
+def posed_views(tracks: Tracks, poses: Mapping[int, Array]) -> NDArray[np.bool_]:
+    """Which views have a pose (count,), of all that see a track or have one: either may be beyond the other."""
+    posed = np.zeros(max(int(tracks.view.max(initial=-1)), max(poses, default=-1)) + 1, dtype=bool)
+    posed[list(poses)] = True
+    return posed
+
+
 def triangulate_tracks(
     tracks: Tracks, poses: Mapping[int, Array], focal: float, max_error: float, min_parallax: float
 ) -> Structure:
@@ -46,8 +53,7 @@ def triangulate_tracks(
     agree with wins, is made anew from all of these, and keeps those within `max_error` of their expected errors (in
     pixels of focal length `focal`). Points whose rays never part by `min_parallax` radians are left out.
     """
-    posed = np.zeros(int(tracks.view.max(initial=-1)) + 1, dtype=bool)
-    posed[[number for number in poses if number < len(posed)]] = True
+    posed = posed_views(tracks, poses)
     tracks = tracks.select(posed[tracks.view])
     if not len(tracks):
         return Structure(tracks, np.zeros((0, 3)))

@@ -68,6 +68,15 @@ def test_bounds_are_in_units_of_the_expected_error(uneven):
     np.testing.assert_allclose(one.points, two.points, atol=1e-6)
 
 
+def test_a_posed_view_without_any_match_keeps_its_pose(uneven):
+    poses, views, pairs = uneven
+    tracks = build_tracks(views, [pair for pair in pairs if COUNT - 1 not in (pair.first, pair.second)])
+    truth = {number: se3.inverse(pose) for number, pose in enumerate(poses)}
+    found = refine(tracks, truth, views[0].focal, errors=(3.0,))
+    assert len(found.structure.points) > 20
+    np.testing.assert_allclose(found.poses[COUNT - 1], truth[COUNT - 1], atol=1e-12)
+
+
 def test_expected_errors_fall_with_confidence_and_survive_a_merge(uneven):
     errors = expected_error(np.array([0.0, 0.15, 0.5, 0.7, 1.0]))
     assert (np.diff(errors) <= 0).all() and errors[-1] == pytest.approx(0.6)
