@@ -98,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
         if viewer is not None:
             viewer.show(frame, events, pipeline.status())
         samples.offer(frame)
+    if sys.stderr.isatty():
+        print('dark3r: the map is being finished', file=sys.stderr)
     events = pipeline.flush()
     if viewer is not None:
         viewer.show(None, events, pipeline.status())
