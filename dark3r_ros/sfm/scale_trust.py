@@ -35,6 +35,7 @@ _DAMPING = 1e-9  # holds the unit, which no ratio depends on
 # tunnels at -4 dB drift as by a fifth in planes of 320x240, and as by a half in planes of 160x120.
 _COMMON = 0.2
 _DOUBTFUL = 0.05
+_FACTOR = 1.5  # from which it is said as such
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,11 @@ class ScaleTrust:
         if self.worst < _DOUBTFUL:
             return None
         advice = 'the odometry given does not fit' if odometry else 'odometry holds the scale (--scale-odometry)'
+        factor = float(np.exp(self.worst))
+        known = f'+- {100 * (factor - 1):.0f} %' if factor < _FACTOR else f'a factor of {factor:.1f}'
         return (
-            f'the scale along the path is known to +- {100 * np.expm1(self.worst):.0f} % at best, as errors of the '
-            f'matches add up on the way: long distances may be wrong by that; {advice}'
+            f'the scale along the path is known to {known} at best, as errors of the matches add up on the way: '
+            f'long distances may be wrong by that; {advice}'
         )
 
 

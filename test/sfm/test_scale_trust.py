@@ -144,3 +144,5 @@ def test_a_unit_that_drifts_far_leaves_no_part_out():
 def test_only_a_doubtful_scale_is_said():
     assert ScaleTrust((0, 5, 9), (0.02,), (0.03,)).warning() is None
     assert '+- 13 %' in ScaleTrust((0, 5, 9), (0.08,), (-0.09,)).warning()
+    assert 'a factor of 2.7 at best' in ScaleTrust((0, 5, 9), (0.05,), (1.0,)).warning()
+    assert 'does not fit' in ScaleTrust((0, 5, 9), (0.08,), (-0.09,)).warning(odometry=True)
