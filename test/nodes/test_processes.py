@@ -91,8 +91,8 @@ def test_the_graph_gives_what_the_pipeline_gives(start, bag, tmp_path):
         decode__black_level=levels.black_level, decode__white_level=levels.white_level, decode__alignment='lsb',
         decode__significant_bits=12, save_on_shutdown=tmp_path / 'saved', idle_flush=6.0,
     )  # fmt: skip
-    recorder = start('recorder', output=tmp_path / 'result', idle=10.0)
     wait_for_line(tmp_path / 'mapping_node.log', 'active')
+    recorder = start('recorder', output=tmp_path / 'result', idle=10.0)
     wait_for_line(tmp_path / 'recorder.log', 'recording')
     replay = start('replay', bag=bag, lockstep=3, linger=3.0)  # a late discovery still finds its calibration
     assert len(stamps) == FRAMES
