@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from refusals import error_line
 
 from dark3r_ros.cli.main import main
@@ -66,7 +67,7 @@ def test_two_worker_processes_give_the_same_trajectory(bag, result, tmp_path):
         'WORLD_SIZE': '2',
         'MASTER_ADDR': '127.0.0.1',
         'MASTER_PORT': '29517',
-        'OMP_NUM_THREADS': '1',
+        'OMP_NUM_THREADS': str(torch.get_num_threads()),  # as many as made the other one, or sums differ
     }
     workers = [subprocess.Popen(command, env={**environment, 'RANK': str(rank)}) for rank in range(2)]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
