@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.matching.verify import estimate_two_view
 from dark3r_ros.model.predictor import Predictor
-from dark3r_ros.sfm.bundle import BundleProblem, focal_step
-from dark3r_ros.sfm.refine import refine, thin
+from dark3r_ros.sfm.bundle import focal_step
+from dark3r_ros.sfm.refine import bundle_problem, refine, thin
 from dark3r_ros.sfm.tracks import Tracks, normalise_pixels
-from dark3r_ros.sfm.triangulation import Structure, pose_table
+from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.views import View, median_focal
 from dark3r_ros.types import Correspondences, Frame
 
@@ -65,24 +65,7 @@ def rescaled(tracks: Tracks, views: Sequence[View]) -> Tracks:
 def wanted_step(structure: Structure, poses: Mapping[int, Array], focal: float) -> tuple[float, float] | None:
     """Step of the logarithm of the focal length from an adjusted structure, and its deviation."""
     chosen = thin(structure, _PER_VIEW)
-    tracks = chosen.tracks
-    if not len(chosen.points):
-        return None
-    count = max(poses) + 1
-    free = np.zeros(count, dtype=bool)
-    free[np.unique(tracks.view)] = True
-    return focal_step(
-        BundleProblem(
-            pose_table(poses, count),
-            free,
-            chosen.points,
-            tracks.view,
-            tracks.point,
-            tracks.normalised,
-            focal,
-            weights=1.0 / tracks.sigma,
-        )
-    )
+    return focal_step(bundle_problem(chosen, poses, focal)) if len(chosen.points) else None
 
 
 def check_focal(

@@ -70,7 +70,6 @@ def refine(
     `tick` hears of every error bound that is done.
     """
     current = {number: np.array(pose) for number, pose in sorted(poses.items())}
-    count = max(current, default=-1) + 1
     covariance: dict[int, Array] = {}
     per_view = min(per_view, max(_FEWEST, _TOTAL // max(len(current), 1)))
     likely = _longest(tracks, current, 2 * per_view)
@@ -80,7 +79,7 @@ def refine(
             break
         last = round_number == len(errors) - 1
         chosen = thin(structure, per_view)
-        current, covariance = _adjust(chosen, current, count, focal, iterations, with_covariance and last, held)
+        current, covariance = _adjust(chosen, current, focal, iterations, with_covariance and last, held)
         if tick is not None:
             tick(1)
     structure = triangulate_tracks(tracks, current, focal, errors[-1], min_parallax)
@@ -97,20 +96,15 @@ def _longest(tracks: Tracks, poses: Mapping[int, Array], per_view: int) -> Track
     return tracks.select(most_seen(tracks, counts, per_view)[tracks.point])
 
 
-def _adjust(
-    structure: Structure,
-    poses: dict[int, Array],
-    count: int,
-    focal: float,
-    iterations: int,
-    with_covariance: bool,
-    held: Collection[int],
-) -> tuple[dict[int, Array], dict[int, Array]]:
-    tracks = structure.tracks
+def bundle_problem(
+    structure: Structure, poses: Mapping[int, Array], focal: float, held: Collection[int] = ()
+) -> BundleProblem:
+    """Adjustment of poses (camera_from_world by view) and structure; free are views with points, but for `held`."""
+    tracks, count = structure.tracks, max(poses) + 1
     free = np.zeros(count, dtype=bool)
     free[np.unique(tracks.view)] = True
     free[list(held)] = False
-    problem = BundleProblem(
+    return BundleProblem(
         pose_table(poses, count),
         free,
         structure.points,
@@ -120,8 +114,21 @@ def _adjust(
         focal,
         weights=1.0 / tracks.sigma,
     )
+
+
+def _adjust(
+    structure: Structure,
+    poses: dict[int, Array],
+    focal: float,
+    iterations: int,
+    with_covariance: bool,
+    held: Collection[int],
+) -> tuple[dict[int, Array], dict[int, Array]]:
+    problem = bundle_problem(structure, poses, focal, held)
     result = adjust(problem, iterations, with_covariance=with_covariance)
     moved = {number: result.cameras_from_world[number] for number in poses}
     if result.pose_covariance is None:
         return moved, {}
-    return moved, {number: result.pose_covariance[number] for number in poses if number in held or free[number]}
+    return moved, {
+        number: result.pose_covariance[number] for number in poses if number in held or problem.pose_free[number]
+    }

@@ -18,8 +18,8 @@ from scipy.ndimage import percentile_filter
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.sfm.bundle import BundleProblem, Jacobians, Schur, jacobians, linearise
-from dark3r_ros.sfm.refine import thin
-from dark3r_ros.sfm.triangulation import Structure, pose_table
+from dark3r_ros.sfm.refine import bundle_problem, thin
+from dark3r_ros.sfm.triangulation import Structure
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -80,25 +80,11 @@ def scale_trust(
     None where the path has fewer than two parts, or where nothing holds some view.
     """
     chosen = thin(structure, _PER_VIEW)
-    tracks = chosen.tracks
-    seen = set(np.unique(tracks.view).tolist())
+    seen = set(np.unique(chosen.tracks.view).tolist())
     path = [number for number in order if number in poses and number in seen]
     if len(path) < 2:
         return None
-    count = max(poses) + 1
-    free = np.zeros(count, dtype=bool)
-    free[path[1:]] = True
-    problem = BundleProblem(
-        pose_table(poses, count),
-        free,
-        chosen.points,
-        tracks.view,
-        tracks.point,
-        tracks.normalised,
-        focal,
-        weights=1.0 / tracks.sigma,
-    )
-    return judge(problem, path)
+    return judge(bundle_problem(chosen, poses, focal, held=set(poses) - set(path[1:])), path)
 
 
 def judge(problem: BundleProblem, path: Sequence[int]) -> ScaleTrust | None:
