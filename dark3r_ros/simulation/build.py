@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,13 +45,22 @@ class MaterialList:
         return Materials(torch.tensor([self.rows], dtype=torch.float64))
 
 
+class Solid(NamedTuple):
+    """A row of `Solids`."""
+
+    kind: str
+    centre: NDArray[np.float64]
+    half: NDArray[np.float64]
+    rotation: NDArray[np.float64]
+    material: int
+    shift: float
+
+
 @dataclass
 class SolidList:
     """Solids of one scene in the making."""
 
-    items: list[tuple[str, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]] = field(
-        default_factory=list
-    )
+    items: list[Solid] = field(default_factory=list)
 
     def add(
         self, kind: str, centre: ArrayLike, half: ArrayLike, material: int, rotation: ArrayLike | None = None
@@ -58,25 +68,34 @@ class SolidList:
         """Append a solid: centre and half extents (3,) in metres, rotation (3, 3) world_from_object."""
         turn = np.eye(3) if rotation is None else np.asarray(rotation, dtype=np.float64)
         centre, half = np.asarray(centre, dtype=np.float64), np.asarray(half, dtype=np.float64)
-        self.items.append((kind, centre, half, turn, material))
+        self.items.append(Solid(kind, centre, half, turn, material, float(centre.sum())))
+
+    def repeat_around(self, copies: int) -> None:
+        """Put all solids `copies` times around the z axis of the world, alike to the texture."""
+        first = tuple(self.items)
+        for angle in 2.0 * np.pi * np.arange(1, copies) / copies:
+            turn = Rotation.from_rotvec([0.0, 0.0, angle]).as_matrix()
+            self.items += [item._replace(centre=turn @ item.centre, rotation=turn @ item.rotation) for item in first]
 
     def build(self) -> Solids | None:
         """Tensors of one scene, grouped by kind, or None when empty."""
         if not self.items:
             return None
-        items = sorted(self.items, key=lambda item: SOLID_KINDS.index(item[0]))
+        items = sorted(self.items, key=lambda item: SOLID_KINDS.index(item.kind))
 
-        def stacked(k: int) -> torch.Tensor:
-            return torch.from_numpy(np.stack([np.asarray(item[k]) for item in items]))[None]
+        def stacked(name: str) -> torch.Tensor:
+            return torch.from_numpy(np.stack([np.asarray(getattr(item, name)) for item in items]))[None]
 
-        return Solids(tuple(item[0] for item in items), stacked(1), stacked(3), stacked(2), stacked(4).long())
+        kinds = tuple(item.kind for item in items)
+        columns = (stacked(name) for name in ('centre', 'rotation', 'half', 'material', 'shift'))
+        return Solids(kinds, *columns)
 
     def clearance(self, points: ArrayLike) -> NDArray[np.float64]:
         """Lower bound of the distance in metres of each point (N, 3) from the nearest solid, by their boxes."""
         points = np.asarray(points, dtype=np.float64)
         best = np.full(len(points), np.inf)
-        for _, centre, half, rotation, _ in self.items:
-            outside = np.maximum(np.abs((points - centre) @ rotation) - half, 0.0)
+        for item in self.items:
+            outside = np.maximum(np.abs((points - item.centre) @ item.rotation) - item.half, 0.0)
             best = np.minimum(best, np.linalg.norm(outside, axis=1))
         return best
 

@@ -171,8 +171,7 @@ def _surface(
     # Planar mapping onto the face; the shift tells the faces and the objects apart.
     u = torch.where(face == 0, point[:, 1], point[:, 0])
     v = torch.where(face == 2, point[:, 1], point[:, 2])
-    place = solids.centre[image, slot].sum(dim=1).to(point.dtype)
-    shift = 0.37 * face + 0.19 * sign + 1.7 * place
+    shift = 0.37 * face + 0.19 * sign + 1.7 * solids.shift[image, slot].to(point.dtype)
     hits.normal[image, :, row, column] = normal
     hits.uv[image, :, row, column] = torch.stack([u + shift, v + 0.61 * shift], dim=1)
     hits.material[image, row, column] = solids.material[image, slot]

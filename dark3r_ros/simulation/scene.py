@@ -44,6 +44,7 @@ class Solids:
     rotation: (B, P, 3, 3) float64 world_from_object.
     half: (B, P, 3) float64 half extents in metres; zero marks an empty slot.
     material: (B, P) int64 row of Materials.
+    shift: (B, P) float64 metres by which the texture is moved, so that objects of one material differ.
 
     """
 
@@ -52,6 +53,7 @@ class Solids:
     rotation: Tensor
     half: Tensor
     material: Tensor
+    shift: Tensor
 
     def __post_init__(self) -> None:
         unknown = set(self.kind) - set(SOLID_KINDS)
@@ -265,14 +267,16 @@ def _stack_solids(items: Sequence[Solids | None]) -> Solids | None:
         rotation = torch.eye(3, dtype=torch.float64, device=device).repeat(count, len(kinds), 1, 1)
         half = torch.zeros_like(centre)
         material = torch.zeros(count, len(kinds), dtype=torch.int64, device=device)
+        shift = torch.zeros(count, len(kinds), dtype=torch.float64, device=device)
         if item is not None:
             for kind in SOLID_KINDS:
                 target = kinds.index(kind) if kind in kinds else 0
                 for slot in (number for number, name in enumerate(item.kind) if name == kind):
                     centre[:, target], rotation[:, target] = item.centre[:, slot], item.rotation[:, slot]
                     half[:, target], material[:, target] = item.half[:, slot], item.material[:, slot]
+                    shift[:, target] = item.shift[:, slot]
                     target += 1
-        rows.append(Solids(tuple(kinds), centre, rotation, half, material))
+        rows.append(Solids(tuple(kinds), centre, rotation, half, material, shift))
     return _concatenated(rows)
 
 

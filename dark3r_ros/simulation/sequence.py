@@ -42,7 +42,7 @@ _PROBES = 12  # frames that the exposure of a sequence is found from
 class SimulationConfig(Config):
     """What is simulated: scene, camera, light, noise and wheels."""
 
-    scene: str = setting('tunnel', 'tunnel, corridor, room, ground or the path of a .glb mesh')
+    scene: str = setting('tunnel', 'tunnel, bays, corridor, room, ground or the path of a .glb mesh')
     seconds: float = setting(20.0, 'length of the recording', unit='s', minimum=0.05, maximum=86400.0)
     rate: float = setting(10.0, 'frames per second', unit='Hz', minimum=0.1, maximum=1000.0)
     width: int = setting(1280, 'mosaic width, a multiple of 8', unit='px', minimum=32, maximum=16384)

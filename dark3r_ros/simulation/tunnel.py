@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class TunnelShape:
     length: metres of one lap along the mean circle.
     sway, climb: rows of amplitude (m), whole periods a lap, phase (rad).
     width, height: half width and height above the axis of the arch in metres.
+    bays: into how many stretches, exact copies of each other, the lap is divided; 1 for none.
 
     """
 
@@ -40,11 +41,17 @@ class TunnelShape:
     climb: tuple[tuple[float, float, float], ...]
     width: float
     height: float
+    bays: int = 1
 
     @property
     def radius(self) -> float:
         """Radius of the mean circle in metres."""
         return self.length / (2.0 * math.pi)
+
+    @property
+    def bay(self) -> float:
+        """Metres after which everything repeats."""
+        return self.length / self.bays
 
     def axis(self, arc: Array) -> Array:
         """Points (N, 3) on the axis at arc lengths (N,) along the mean circle."""
@@ -90,6 +97,12 @@ def tunnel_shape(seed: int, length: float = 120.0) -> TunnelShape:
     return TunnelShape(length, sway, climb, float(rng.uniform(1.5, 1.8)), float(rng.uniform(1.35, 1.6)))
 
 
+def bays_shape(seed: int, bays: int = 20, length: float = 120.0) -> TunnelShape:
+    """Plain ring of `length` metres in which `bays` exact copies of one stretch follow each other."""
+    straight = ((0.0, 1.0, 0.0),)
+    return replace(tunnel_shape(seed, length), sway=straight, climb=straight, bays=bays)
+
+
 def tunnel_scene(
     seed: int,
     shape: TunnelShape | None = None,
@@ -109,8 +122,8 @@ def tunnel_scene(
     materials = MaterialList()
 
     def tile(metres: float) -> float:
-        # A whole number of tiles a lap, so that the texture closes.
-        return shape.length / max(1, round(shape.length / metres))
+        # A whole number of tiles a bay, so that the texture closes.
+        return shape.bay / max(1, round(shape.bay / metres))
 
     rock, gravel, cracks, _, _, speckle, noise, _ = range(8)
     wall = materials.add(rock, tile(2.6), detail=speckle, detail_tile=tile(0.7), tint=(1.04, 1.0, 0.94))
@@ -135,8 +148,9 @@ def _tube(seed: int, shape: TunnelShape, material: tuple[int, int, int], texel: 
     girth = math.pi * (shape.width + shape.height) * 0.92
     columns = 1 << round(math.log2(girth / texel))
     largest = _RELIEF[0][0]
-    rows = max(1, round(shape.length / texel / largest)) * largest
-    relief = _relief(generator, rows, columns)
+    bay_rows = max(1, round(shape.bay / texel / largest)) * largest
+    rows = bay_rows * shape.bays
+    relief = _relief(generator, bay_rows, columns).repeat(shape.bays, 1)
     angle = (np.arange(columns) / columns - 0.5) * 2.0 * np.pi
     smooth = torch.from_numpy(_profile(shape, angle)).float()
     floor = torch.from_numpy(1.0 / (1.0 + np.exp(-12.0 * (-np.sin(angle) - 0.75)))).float()
@@ -210,7 +224,7 @@ def _clutter(rng: np.random.Generator, shape: TunnelShape, materials: MaterialLi
         )
         for _ in range(8)
     ]
-    for arc in np.arange(0.5 * spacing, shape.length, spacing):
+    for arc in np.arange(0.5 * spacing, shape.bay, spacing):
         place = arc + rng.uniform(-0.3, 0.3) * spacing
         origin, axes = shape.axis(np.array([place]))[0], shape.frame(np.array([place]))[0]
         side = rng.choice([-1.0, 1.0])
@@ -230,4 +244,5 @@ def _clutter(rng: np.random.Generator, shape: TunnelShape, materials: MaterialLi
         lateral = side * rng.uniform(0.72 + half[:2].max(), max(shape.width - 0.35, 0.75 + half[:2].max()))
         centre = origin + axes @ np.array([lateral, 0.0, -_FLOOR + 0.85 * half[2]])
         solids.add(str(kind), centre, half, look, random_rotation(rng, 0.15))
+    solids.repeat_around(shape.bays)
     return solids

@@ -17,13 +17,14 @@ from dark3r_ros.simulation.interiors import corridor_scene, room_scene
 from dark3r_ros.simulation.paths import Path, hand_held, orbit, straight_drive, tunnel_drive
 from dark3r_ros.simulation.render import Rendering, render, trace
 from dark3r_ros.simulation.scene import Scene
-from dark3r_ros.simulation.tunnel import tunnel_scene, tunnel_shape
+from dark3r_ros.simulation.tunnel import bays_shape, tunnel_scene, tunnel_shape
 from dark3r_ros.simulation.views import Views
 
-SCENES = ('tunnel', 'corridor', 'room', 'ground')
+SCENES = ('tunnel', 'bays', 'corridor', 'room', 'ground')
 PATHS = ('auto', 'drive', 'loop', 'handheld', 'orbit')
 _SUITABLE = {
     'tunnel': ('drive', 'loop'),
+    'bays': ('drive', 'loop'),
     'corridor': ('drive',),
     'room': ('handheld', 'orbit'),
     'ground': ('drive',),
@@ -86,8 +87,8 @@ def _analytic(scene: str, seed: int, light: str, path: str, speed: float, second
     path = suitable[0] if path == 'auto' else path
     if path not in suitable:
         raise ConfigError(f'the path {path!r} does not suit the scene {scene!r}: take {" or ".join(suitable)}')
-    if scene == 'tunnel':
-        shape = tunnel_shape(seed)
+    if scene in ('tunnel', 'bays'):
+        shape = tunnel_shape(seed) if scene == 'tunnel' else bays_shape(seed)
         route = tunnel_drive(shape, seed, speed=speed, seconds=seconds, loop=path == 'loop')
         return tunnel_scene(seed, shape, light=light), route
     if scene == 'room':

@@ -18,7 +18,7 @@ from dark3r_ros.simulation.paths import look_along, tunnel_drive
 from dark3r_ros.simulation.render import render, trace
 from dark3r_ros.simulation.scene import Room, Scene, stack
 from dark3r_ros.simulation.texture import make_bank
-from dark3r_ros.simulation.tunnel import tunnel_scene, tunnel_shape
+from dark3r_ros.simulation.tunnel import bays_shape, tunnel_scene, tunnel_shape
 from dark3r_ros.simulation.views import views_of
 
 CAMERA = Camera(64, 48, 45.0, 46.0, 30.7, 24.2)
@@ -215,6 +215,26 @@ def test_tunnels_in_a_batch_equal_single_ones() -> None:
         alone = trace(tunnel, views_of(CAMERA, poses[number])).depth[0].numpy()
         error = np.abs(together[number] - alone) / alone
         assert np.quantile(error, 0.99) < 1e-4
+
+
+def test_bays_are_copies_of_each_other() -> None:
+    shape = bays_shape(3, bays=10, length=60.0)
+    scene = tunnel_scene(3, shape)
+    here = tunnel_drive(shape, 3)(np.array([1.0]))[0]
+
+    def seen(bays: float) -> tuple[np.ndarray, np.ndarray]:
+        turn = np.eye(4)
+        turn[:3, :3] = Rotation.from_rotvec([0.0, 0.0, 2.0 * np.pi * bays / 10]).as_matrix()
+        rendering = render(scene, views_of(CAMERA, turn @ here))
+        return rendering.depth[0].numpy(), rendering.radiance[0].numpy()
+
+    depth, radiance = seen(0)
+    for bays in (1, 4, 9):
+        again, shining = seen(bays)
+        assert np.quantile(np.abs(again / depth - 1.0), 0.99) < 1e-3
+        assert np.abs(shining - radiance).mean() < 1e-3 * radiance.mean()
+    half_way, _ = seen(0.5)
+    assert np.quantile(np.abs(half_way / depth - 1.0), 0.5) > 0.01
 
 
 @pytest.mark.gpu
