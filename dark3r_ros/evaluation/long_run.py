@@ -210,11 +210,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--dark-at', type=float, help='second at which the light goes out (default: in the middle)')
     parser.add_argument('--dark-seconds', type=float, default=5.0)
     parser.add_argument('--no-loops', action='store_true')
+    parser.add_argument('--scene', choices=('tunnel', 'bays'), default='tunnel', help='bays are copies of each other')
     parser.add_argument('--predictor', default='mini')
     args = parser.parse_args(arguments)
     seconds = 60.0 * args.minutes
     simulation = replace(
-        SIMULATED['tunnel'], seconds=seconds, rate=args.rate, snr_db=args.snr, seed=args.seed, odometry=True
+        SIMULATED['tunnel'],
+        scene=args.scene,
+        seconds=seconds,
+        rate=args.rate,
+        snr_db=args.snr,
+        seed=args.seed,
+        odometry=True,
     )
     dark_at = seconds / 2 if args.dark_at is None else args.dark_at
     run = LongRun(simulation, MappingConfig(loops=not args.no_loops), dark_at, args.dark_seconds)
