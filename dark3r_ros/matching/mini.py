@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,8 @@ _EDGE = 2  # fine pixels from the edge of a picture within which nothing is foun
 _OUTSIDE = -1e4  # similarity beyond the edge of a picture
 _LEAST_RIGHT, _MOST_RIGHT = 0.02, 0.98  # bounds of the chance that a keypoint can be found at all
 _REMEMBERED = 400  # pairs whose second order has not been asked for
+
+_MAPS = 4  # frames whose fine maps are at hand in full precision, 4 MB each: the same few are asked for again and again
 
 # Coarse descriptors (C, rows, columns), and logits (1, rows, columns) of the chance that the other frame sees a cell.
 _Maps = tuple[Tensor, Tensor | None]
@@ -375,6 +378,7 @@ def summit(values: Tensor, best: Tensor) -> Tensor:
     return middle + torch.where(clear[:, None], offset.clamp(-_FARTHEST, _FARTHEST), 0.0)
 
 
+@lru_cache(maxsize=_MAPS)
 def _fine_maps(features: MiniFeatures) -> FineMaps:
     return FineMaps(features.fine.float(), *features.shape)
 

@@ -9,7 +9,7 @@ moves otherwise, and draws all places near it to one side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch.autograd.function import FunctionCtx
 PATCH, PATCH_STEP, PATCH_SPREAD = 1, 2, 1.2
 _SAMPLES = 2 * PATCH + 1
 _REACH = PATCH * PATCH_STEP
-_CHUNK, _CHUNK_CUDA = 32, 4096  # places compared at once: on a CPU, their surroundings fit into the cache of a core
+_CHUNK, _CHUNK_CUDA = 64, 4096  # places compared at once: on a CPU, their surroundings fit into the cache of a core
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,30 @@ class FineMaps:
     table: Tensor
     height: int
     width: int
+    _bordered: dict[int, Tensor] = field(default_factory=dict)
+
+    def lines(self, image: Tensor, centre: Tensor, half: int, margin: int) -> Tensor:
+        """Descriptors (M, n * n, F) of the n = 2 half + 1 a side around pixels (M, 2) of images (M,), row by row.
+
+        The border is repeated, `margin` (at least twice `half`) wide in a copy that is kept: lines of a square lie
+        together in it, so that n pieces of memory are gathered instead of n^2.
+        """
+        table, side, length = self._with_border(margin), 2 * half + 1, self.table.shape[1]
+        width, height = self.width + 2 * margin, self.height + 2 * margin
+        x = centre[:, 0].clamp(-half, self.width - 1 + half) + (margin - half)
+        y = centre[:, 1].clamp(-half, self.height - 1 + half) + (margin - half)
+        begins = (image * height + y) * width + x
+        rows = begins[:, None] + width * torch.arange(side, device=centre.device)
+        pieces = table.as_strided((len(table) - side + 1, side * length), (length, 1))
+        return pieces.index_select(0, rows.flatten()).view(len(centre), side * side, length)
+
+    def _with_border(self, margin: int) -> Tensor:
+        if margin not in self._bordered:
+            maps = self.table.view(-1, self.height, self.width, self.table.shape[1])
+            y, x = (torch.arange(-margin, side + margin, device=maps.device).clamp(0, side - 1)
+                    for side in (self.height, self.width))  # fmt: skip
+            self._bordered[margin] = maps.index_select(1, y).index_select(2, x).flatten(0, 2)
+        return self._bordered[margin]
 
     def around(self, image: Tensor, centre: Tensor, across: Tensor, down: Tensor) -> Tensor:
         """Descriptors (M, K, F) at offsets (K,) from fine pixels (M, 2) of images (M,); the border is repeated."""
@@ -65,7 +89,7 @@ def patch_similarity(a: FineMaps, home: Tensor, b: FineMaps, centre: Tensor, ima
         return _compare(a, home, b, centre, image, sides)
     size = _CHUNK if home.device.type == 'cpu' else _CHUNK_CUDA
     parts = [slice(start, start + size) for start in range(0, len(home), size)]
-    found = [_compare(a, home[part], b, centre[part], image[part], sides) for part in parts]
+    found = [_compare_lines(a, home[part], b, centre[part], image[part], sides) for part in parts]
     return torch.cat(found) if found else home.new_zeros((0, (2 * radius + 1) ** 2), dtype=a.table.dtype)
 
 
@@ -98,6 +122,19 @@ def _compare(a: FineMaps, home: Tensor, b: FineMaps, centre: Tensor, image: Tens
     scene = b.around(image, centre, *sides.scene)
     total: Tensor = _ShiftedSum.apply(torch.bmm(patch, scene.transpose(1, 2)), sides.radius)  # type: ignore[no-untyped-call]
     return total
+
+
+def _compare_lines(a: FineMaps, home: Tensor, b: FineMaps, centre: Tensor, image: Tensor, sides: _Sides) -> Tensor:
+    """As `_compare`, faster and without gradients."""
+    half, window = sides.radius + _REACH, 2 * sides.radius + 1
+    patch = a.around(image, home, *sides.patch) * sides.weights
+    products = torch.bmm(patch, b.lines(image, centre, half, 2 * half).transpose(1, 2))
+    products = products.unflatten(2, (2 * half + 1, -1))
+    total = torch.zeros_like(products[:, 0, :window, :window])
+    for number in range(_SAMPLES**2):
+        y, x = PATCH_STEP * (number // _SAMPLES), PATCH_STEP * (number % _SAMPLES)
+        total += products[:, number, y : y + window, x : x + window]
+    return total.flatten(1)
 
 
 def square(half: int, device: torch.device, step: int = 1) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,9 @@ from dark3r_ros.model import patches
 from dark3r_ros.model.patches import PATCH, PATCH_SPREAD, PATCH_STEP, FineMaps, patch_similarity
 
 HEIGHT, WIDTH, LENGTH, RADIUS = 20, 24, 6, 2
-HOME = torch.tensor([[3, 4], [12, 10], [23, 19]])
-CENTRE = torch.tensor([[5, 4], [10, 12], [0, 0]])
-IMAGE = torch.tensor([0, 1, 1])
+HOME = torch.tensor([[3, 4], [12, 10], [23, 19], [0, 7]])
+CENTRE = torch.tensor([[5, 4], [10, 12], [0, 0], [31, -8]])  # the last one far outside
+IMAGE = torch.tensor([0, 1, 1, 0])
 
 
 def plain(a: np.ndarray, b: np.ndarray, home: np.ndarray, centre: np.ndarray) -> np.ndarray:
