@@ -100,11 +100,11 @@ def run(args: argparse.Namespace) -> int:
         samples.offer(frame)
     if sys.stderr.isatty():
         print('dark3r: the map is being finished', file=sys.stderr)
-    events = pipeline.flush()
+    events = pipeline.flush(progress)
     if viewer is not None:
         viewer.show(None, events, pipeline.status())
     status = pipeline.status()
-    warnings = [*advice, *source.warnings, *_submap_warning(status)]
+    warnings = [*advice, *source.warnings, *_submap_warning(status), *pipeline.verdict.warnings]
     for warning in warnings:
         _warn(warning)
     if not status.posed:
@@ -119,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         'scale': None if scale is None else asdict(scale),
         'wall_s': time.perf_counter() - began,
         'stages_s': pipeline.stage_seconds,
+        'start': pipeline.verdict.note,
         'submaps': pipeline.submap_frames(),
         'loops': {
             'proposed': status.loops_proposed,

@@ -80,7 +80,7 @@ def _map(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction,
     for frame in frames:
         pipeline.push(frame)
     pipeline.flush()
-    return pipeline.reconstruction(largest=True), {'stages_s': pipeline.stage_seconds}
+    return pipeline.reconstruction(largest=True), {'stages_s': pipeline.stage_seconds, 'start': pipeline.verdict.note}
 
 
 def _sfm(frames: Iterable[Frame], predictor: Predictor) -> tuple[Reconstruction, dict[str, Any]]:

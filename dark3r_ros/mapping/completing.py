@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.evidence import Evidence
-from dark3r_ros.mapping.finishing import PassingViews, match_again
+from dark3r_ros.mapping.finishing import MatchedAgain, match_again
 from dark3r_ros.mapping.holding import ScaleHold
 from dark3r_ros.mapping.keyframing import link
 from dark3r_ros.mapping.loops import LoopGate
+from dark3r_ros.mapping.recording import HeldViews
 from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
@@ -37,23 +38,30 @@ def finish_map(
     hold: ScaleHold,
     log: PoseLog,
     config: MappingConfig,
-    passing: PassingViews | None = None,
-) -> list[Keyframe]:
+    held: HeldViews | None = None,
+) -> tuple[list[Keyframe], MatchedAgain | None]:
     """Adjust a whole map, then let odometry put its unit right; returns the keyframes that have moved.
 
-    Given the views that passed, all is matched again where that is worth the time.
+    Given the views of the recording, all is matched again where that is worth the time; then also what came of that.
     """
     complete_matches(submap, predictor, config)
     keyframes = refine_all(submap.map, config)
-    if passing is not None and match_again(submap, predictor, config, log, passing):
+    matched = None if held is None else match_again(submap, predictor, config, log, held)
+    if matched is not None and matched.moved:
         refine_landmarks(submap.map, keyframes, config)
+    return (submap.map.keyframes if straighten_map(submap, hold, log, config) else keyframes), matched
+
+
+def straighten_map(submap: Submap, hold: ScaleHold, log: PoseLog, config: MappingConfig) -> bool:
+    """Let odometry put the unit of a whole map right; returns whether it says anything."""
     nodes = hold.nodes(submap)
     if nodes is None:
-        return keyframes
+        return False
     submap.move(nodes)
     log.rescale(submap.map.keyframes, [node.scale for node in nodes])
-    refine_landmarks(submap.map, keyframes, config)
-    return submap.map.keyframes
+    seeing = [keyframe for keyframe in submap.map.keyframes if len(keyframe.table.observing())]
+    refine_landmarks(submap.map, seeing, config)
+    return True
 
 
 def join_what_can_be(atlas: Atlas, gate: LoopGate, config: MappingConfig) -> Iterator[tuple[list[Evidence], Submap]]:

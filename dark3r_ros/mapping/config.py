@@ -164,6 +164,14 @@ class MappingConfig(Config):
         minimum=0,
         maximum=300,
     )
+    doubtful_share: float = setting(
+        0.9,
+        'Share of the matches that must agree with the map of such a recording. Below it, or where more than one view '
+        'in twenty has no pose, `dark3r map` also starts as `dark3r sfm` does, from all pairs of views, which takes as '
+        'long as that, and keeps what more matches agree with; 0 never.',
+        minimum=0.0,
+        maximum=1.0,
+    )
     degraded_snr: float = setting(
         0.0, 'Signal-to-noise ratio below which the state is degraded.', unit='dB', minimum=-40.0, maximum=60.0
     )

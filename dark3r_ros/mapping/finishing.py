@@ -8,7 +8,7 @@ error says. The landmarks follow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.align import umeyama
 from dark3r_ros.mapping.config import MappingConfig
-from dark3r_ros.mapping.memory import view_bytes
+from dark3r_ros.mapping.recording import HeldViews, Passing
 from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.similarity import between_poses
 from dark3r_ros.mapping.sparse_map import Keyframe, View
@@ -45,65 +45,29 @@ _MIN_PARALLAX = np.radians(0.3)
 _SURFACES = PooledOptions(surfaces=300_000)  # 100 MB
 
 
-class PassingViews:
-    """Views of a recording, beside its keyframes, as long as it is short: at most `most` frames, else none."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._views: dict[int, View] = {}
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(map(view_bytes, self._views.values()))
-
-    def add(self, view: View) -> None:
-        """Keep a view that was posed."""
-        if self._most:
-            self._views[view.stamp_ns] = view
-        if len(self._views) > self._most:
-            self._most = 0
-            self._views.clear()
-
-    def of(self, submap: Submap, log: PoseLog) -> list[_Passing]:
-        """Those that hang on keyframes of a map without being one."""
-        found = []
-        known = {keyframe.keyframe_id: keyframe for keyframe in submap.map.keyframes}
-        stamps = {keyframe.stamp_ns for keyframe in submap.map.keyframes}
-        for stamp_ns, view in sorted(self._views.items()):
-            hangs = log.hangs_on(stamp_ns)
-            if hangs is not None and hangs[0] in known and stamp_ns not in stamps:
-                found.append(_Passing(view, known[hangs[0]], hangs[1]))
-        return found
-
-
 @dataclass(frozen=True, eq=False)
-class _Passing:
-    """A view by the keyframe that it hangs on: keyframe_from_camera (4, 4)."""
+class MatchedAgain:
+    """What came of it: whether any view has moved, and the pairs, whose numbers are places in `stamps_ns`."""
 
-    view: View
-    keyframe: Keyframe
-    relative: Array
-
-    @property
-    def camera_from_world(self) -> Array:
-        return se3.inverse(self.relative) @ self.keyframe.camera_from_world
+    moved: bool
+    pairs: list[VerifiedPair]
+    stamps_ns: list[int]
 
 
 def match_again(
-    submap: Submap, predictor: Predictor, config: MappingConfig, log: PoseLog, passing: PassingViews
-) -> bool:
-    """Put the views of a map where all their matches want them; returns whether any has moved.
+    submap: Submap, predictor: Predictor, config: MappingConfig, log: PoseLog, held: HeldViews
+) -> MatchedAgain | None:
+    """Put the views of a map where all their matches want them; None for a map or a predictor that it is not meant for.
 
     Keyframes and passing views that landmarks do not tie together move apart from each other. The first keyframe of
     each group stays, and so does its size. The landmarks are left where they are.
     """
     keyframes = [keyframe for keyframe in submap.map.keyframes if keyframe.matchable]
     if not isinstance(predictor, MiniPredictor) or not 3 <= len(keyframes) <= config.rematch_keyframes:
-        return False
+        return None
     keyframes = [keyframe for keyframe in keyframes if isinstance(keyframe.features, MiniFeatures)]
-    guests = passing.of(submap, log)
-    views = [*map(_sfm_view, keyframes), *(_sfm_view(guest.view) for guest in guests)]
+    guests = held.of(submap, log)
+    views = [*map(sfm_view, keyframes), *(sfm_view(guest.view) for guest in guests)]
     poses = [keyframe.camera_from_world for keyframe in keyframes] + [guest.camera_from_world for guest in guests]
     before = dict(enumerate(poses))
     options = SfmConfig(max_error=config.max_error)
@@ -115,7 +79,7 @@ def match_again(
         start = {number: before[number] for number in group}
         own = [pair for pair in pairs if pair.first in start]
         found = _adjusted(views, own, start, predictor, config)
-        if _agreeing(own, found, views, config) > _agreeing(own, start, views, config):
+        if all_agreeing(own, found, views, config.max_error) > all_agreeing(own, start, views, config.max_error):
             moved |= _in_place(found, start)
     for number, keyframe in enumerate(keyframes):
         keyframe.camera_from_world = moved.get(number, keyframe.camera_from_world)
@@ -123,14 +87,15 @@ def match_again(
         if number in moved:
             relative = guest.keyframe.camera_from_world @ se3.inverse(moved[number])
             log.hang(guest.view.stamp_ns, relative)
-    return bool(moved)
+    return MatchedAgain(bool(moved), pairs, [view.stamp_ns for view in views])
 
 
-def _sfm_view(one: Keyframe | View) -> sfm_views.View:
+def sfm_view(one: Keyframe | View) -> sfm_views.View:
+    """A view or keyframe as `sfm` takes it."""
     return sfm_views.View(one.stamp_ns, '', one.camera, one.camera, one.features, snr_db=one.snr_db)
 
 
-def _shared(submap: Submap, keyframes: Sequence[Keyframe], guests: Sequence[_Passing]) -> Array:
+def _shared(submap: Submap, keyframes: Sequence[Keyframe], guests: Sequence[Passing]) -> Array:
     """How many landmarks (M, M) two views share; a passing view sees what its surroundings see and it could."""
     landmarks = submap.map.landmarks
     seen = np.zeros((len(keyframes) + len(guests), landmarks.capacity), dtype=np.float32)
@@ -148,7 +113,7 @@ def _shared(submap: Submap, keyframes: Sequence[Keyframe], guests: Sequence[_Pas
     return shared.astype(np.float64)
 
 
-def _in_picture(guest: _Passing, points: Array) -> NDArray[np.bool_]:
+def _in_picture(guest: Passing, points: Array) -> NDArray[np.bool_]:
     local = se3.transform_points(guest.camera_from_world, points)
     front = local[:, 2] > 0.0
     camera = guest.view.camera
@@ -198,11 +163,11 @@ def _refined(tracks: Tracks, poses: Poses, views: Sequence[sfm_views.View], conf
     return refine(tracks, poses, focal, errors=errors, min_parallax=float(_MIN_PARALLAX))
 
 
-def _agreeing(
-    pairs: Sequence[VerifiedPair], poses: Poses, views: Sequence[sfm_views.View], config: MappingConfig
+def all_agreeing(
+    pairs: Sequence[VerifiedPair], poses: Mapping[int, Array], views: Sequence[sfm_views.View], max_error: float
 ) -> int:
-    """Number of matches that agree with poses."""
-    return sum(agreeing(pair, poses, views, config.max_error) for pair in pairs)
+    """Number of matches that agree with poses, within `max_error` pixels of their epipolar lines."""
+    return sum(agreeing(pair, poses, views, max_error) for pair in pairs)
 
 
 def _in_place(found: Poses, before: Poses) -> Poses:

@@ -14,13 +14,14 @@ from pathlib import Path
 from dark3r_ros.errors import Dark3rError, ReconstructionError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.mapping.anew import Verdict, look_again
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.bridging import OdometryBridges
-from dark3r_ros.mapping.completing import finish_map, join_what_can_be
+from dark3r_ros.mapping.completing import finish_map, join_what_can_be, straighten_map
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import Event, FramePosed, FrameUnposed, MapDiscarded, PipelineStatus, StateChanged
 from dark3r_ros.mapping.finding import find, follow
-from dark3r_ros.mapping.finishing import PassingViews
+from dark3r_ros.mapping.finishing import MatchedAgain
 from dark3r_ros.mapping.growing import Growth
 from dark3r_ros.mapping.holding import ScaleHold
 from dark3r_ros.mapping.initialise import Initialiser, InitialPair
@@ -28,8 +29,17 @@ from dark3r_ros.mapping.intake import Intake, Prepared, RefusedError, camera_not
 from dark3r_ros.mapping.keyframing import start_map
 from dark3r_ros.mapping.memory import MemoryKeeper, view_bytes
 from dark3r_ros.mapping.motion import MotionJudge, odometry_track
+from dark3r_ros.mapping.recording import HeldViews
 from dark3r_ros.mapping.records import PoseLog
-from dark3r_ros.mapping.reporting import StageClock, frame_posed, in_time_order, keyframe_added, keyframes_moved
+from dark3r_ros.mapping.replacing import replace_map
+from dark3r_ros.mapping.reporting import (
+    StageClock,
+    frame_posed,
+    frames_joined,
+    in_time_order,
+    keyframe_added,
+    keyframes_moved,
+)
 from dark3r_ros.mapping.result import build_reconstruction
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.mapping.state_file import SavedState, write_state
@@ -38,6 +48,7 @@ from dark3r_ros.mapping.tracking import TrackResult, failed_track, quality, star
 from dark3r_ros.mapping.window import refine_window
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
+from dark3r_ros.sfm.progress import Progress, quiet
 from dark3r_ros.types import Float64Array, Frame, MappingState, Reconstruction
 
 
@@ -76,7 +87,8 @@ class MappingPipeline:
     def _clear_map(self) -> None:
         self._initialiser = Initialiser(self._config, self._predictor)
         self._atlas = Atlas(self._config)
-        self._passing = PassingViews(self._config.rematch_frames if self._offline else 0)
+        self._held = HeldViews(self._config.rematch_frames if self._offline else 0)
+        self._verdict = Verdict()
         self._retry: deque[View] = deque(maxlen=self._config.retry_frames or None)
         self._young: list[View] = []  # all views of a map that may yet be given up
         self._judge.restart()
@@ -135,28 +147,54 @@ class MappingPipeline:
         """Last part of `push`: go on with what the newest keyframe asks for, as far as there is time for it."""
         return [] if self._prepared is None else self._growth.advance(self._prepared.frame.stamp_ns)
 
-    def flush(self) -> list[Event]:
-        """End of the input: start the map from the best pair if there is none, retry frames, join, refine."""
+    def flush(self, progress: Progress = quiet) -> list[Event]:
+        """End of the input: start the map from the best pair if there is none, retry frames, join, refine.
+
+        Of a short recording, a map that is doubtful then, or missing, is compared with what `sfm` makes of all views.
+        """
         events = self._growth.finish()
         if not self._atlas.active.map.keyframes:
             pair = self._initialiser.finish()
             if pair is not None:
                 events += self._start(pair)
         if not self._atlas.active.map.keyframes:
-            return events
+            return events + self._look_again(None, progress)
         events += self._retry_unposed()
         with self._timed('loops'):
             for evidence, submap in join_what_can_be(self._atlas, self._growth.gate, self._config):
                 events += self._growth.join(evidence, submap)
         submap = self._atlas.largest(self._log)
+        matched = None
         observing = sum(1 for keyframe in submap.map.keyframes if len(keyframe.table.observing()))
         if observing <= self._config.final_keyframes:
             with self._timed('final'):
-                passing = self._passing if self._offline else None
-                moved = finish_map(submap, self._predictor, self._hold, self._log, self._config, passing)
+                held = self._held if self._offline else None
+                moved, matched = finish_map(submap, self._predictor, self._hold, self._log, self._config, held)
                 events.append(keyframes_moved(moved, submap))
             events += self._retry_unposed()
-        return events
+        return events + self._look_again(matched, progress)
+
+    def _look_again(self, matched: MatchedAgain | None, progress: Progress) -> list[Event]:
+        """Put another map in the place of a doubtful one, where all views of the recording are at hand."""
+        with self._timed('anew'):
+            views = self._held.whole(self._atlas, self._config.rematch_keyframes)
+            if views is None:
+                return []
+            args = self._atlas, self._log, matched, self._predictor, self._config, progress
+            self._verdict = verdict = look_again(views, *args)
+            if verdict.solution is None:
+                return []
+            submap = replace_map(self._atlas, self._log, verdict.views, verdict.solution)
+            straighten_map(submap, self._hold, self._log, self._config)
+        self._retry.clear()
+        self._growth.gate.forget()
+        self._judge.restart()
+        self._bridges.restart()
+        message = 'the map was made anew from all pairs of views: more matches agree with that'
+        stamp_ns = views[-1].stamp_ns
+        events: list[Event] = [MapDiscarded(stamp_ns, message)]
+        events += frames_joined(submap.map.keyframes, submap, self._log)
+        return events + self._enter(stamp_ns, MappingState.TRACKING, message)
 
     # ------------------------------------------------------------------ output
 
@@ -173,6 +211,11 @@ class MappingPipeline:
     def stage_seconds(self) -> dict[str, float]:
         """Wall seconds spent in each stage."""
         return self._timed.seconds
+
+    @property
+    def verdict(self) -> Verdict:
+        """What came of comparing the map of a short recording with others at its end."""
+        return self._verdict
 
     def submap_frames(self) -> dict[int, int]:
         """How many frames are posed in each submap, by its id."""
@@ -252,6 +295,7 @@ class MappingPipeline:
             return self._start(pair)
         reason = f'initialising: {self._initialiser.message}'
         self._log.explain(view.stamp_ns, reason)
+        self._held.add(view)
         events: list[Event] = [FrameUnposed(view.stamp_ns, view.frame_id, reason)]
         return events + self._enter(view.stamp_ns, MappingState.INITIALISING, self._initialiser.message)
 
@@ -343,6 +387,7 @@ class MappingPipeline:
     def _unposed(self, view: View, result: TrackResult) -> list[Event]:
         self._failures += 1
         self._log.explain(view.stamp_ns, result.reason)
+        self._held.add(view)
         if self._config.retry_frames:
             self._retry.append(view)
         self._enforce()
@@ -371,6 +416,8 @@ class MappingPipeline:
         self._growth.drop()
         message = 'the newest map was too weak to go on: starting again'
         waiting = [other for other in self._young if other is not view]
+        for other in waiting:
+            self._held.add(other)
         self._log.discard_poses(message, self._atlas.active.map.keyframes)
         self._atlas.give_up()
         self._growth.gate.forget()
@@ -416,7 +463,7 @@ class MappingPipeline:
     def _other_bytes(self) -> int:
         return (
             self._log.nbytes
-            + self._passing.nbytes
+            + self._held.nbytes
             + sum(map(view_bytes, [*self._young, *self._initialiser.pending, *self._initialiser.dropped]))
         )
 
@@ -439,8 +486,7 @@ class MappingPipeline:
         submap, pose = self._atlas.active, result.camera_from_world
         assert pose is not None
         self._log.pose(view.stamp_ns, submap.map.keyframes[-1], pose, result.inliers, result.matches, False)
-        if not becomes_keyframe:
-            self._passing.add(view)
+        self._held.add(view, keyframe=becomes_keyframe)
         late = view.stamp_ns < self._newest_posed_ns
         self._newest_posed_ns = max(self._newest_posed_ns, view.stamp_ns)
         return frame_posed(view, submap, result, becomes_keyframe, late=late)

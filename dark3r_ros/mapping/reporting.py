@@ -19,7 +19,7 @@ from dark3r_ros.mapping.tracking import TrackResult
 
 Array = NDArray[np.float64]
 
-STAGES = ('encode', 'initialise', 'track', 'keyframe', 'window', 'loops', 'final')
+STAGES = ('encode', 'initialise', 'track', 'keyframe', 'window', 'loops', 'final', 'anew')
 
 
 class StageClock:

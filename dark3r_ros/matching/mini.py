@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -157,6 +158,12 @@ class MiniPredictor:
         """Hash of weights and settings."""
         text = json.dumps([self._digest, to_mapping(self.config)], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def with_config(self, config: MiniMatchConfig) -> MiniPredictor:
+        """The same network with other settings; features of one are those of the other."""
+        other = copy(self)
+        other.config, other._related = config, {}
+        return other
 
     def encode(self, planes: Planes) -> MiniFeatures:
         """Encode one frame; DataError for planes that are too small, not three or not finite."""

@@ -73,6 +73,26 @@ _PAIR_SETTINGS = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Where the views are, before anything is made of it for others.
+
+    Attributes
+    ----------
+    views: as they were used in the end. pairs: of them, without those that only look alike.
+    poses: camera_from_world by view. structure: the points that hold them. tracks: all that were tried.
+    reasons: why a view would have no pose.
+
+    """
+
+    views: Sequence[View]
+    pairs: Sequence[VerifiedPair]
+    poses: dict[int, Array]
+    structure: Structure
+    tracks: Tracks
+    reasons: dict[int, str]
+
+
 class ShardDone(Exception):  # noqa: N818, an end and no error
     """A helping process has made its share of the pairs; another one goes on."""
 
@@ -113,13 +133,21 @@ class SfmRun:
         """
         with self._timed('encode'):
             views = self._views(frames, expected)
+        return self._finish(self.solve(views))
+
+    def solve(self, views: list[View], known: Mapping[str, dict[int, Array]] | None = None) -> Solution:
+        """All stages between encoded views and a map: pairs, start, adjustments.
+
+        `known` are poses camera_from_world found elsewhere, by the name of their method, that may be the start.
+        """
+        self.views = views
         with self._timed('pairs'):
             self.pairs = pairs = self._pairs(views)
         with self._timed('start'):
-            poses, pairs = self._start(views, pairs)
+            poses, pairs = self._start(views, pairs, known or {})
         tracks = build_tracks(views, pairs)
         if not poses:
-            return self._finish(views, {}, _nothing(tracks), tracks, self._reasons(views, pairs))
+            return Solution(views, pairs, {}, _nothing(tracks), tracks, self._reasons(views, pairs))
         with self._timed('adjust'):
             refined = self._refine(tracks, poses, views)
         if not self.config.fix_intrinsics:
@@ -137,7 +165,7 @@ class SfmRun:
             with self._timed('adjust'):
                 refined = self._refine(tracks, {number: refined.poses[number] for number in sorted(kept)}, views)
         if not kept:
-            return self._finish(views, {}, _nothing(tracks), tracks, reasons)
+            return Solution(views, pairs, {}, _nothing(tracks), tracks, reasons)
         with self._timed('adjust'):
             self._check_focal(tracks, refined, views)
             refined = self._with_covariance(tracks, refined, views)
@@ -145,7 +173,7 @@ class SfmRun:
         refined = self._pooled(tracks, refined, views)
         refined = self._held(tracks, refined, views, trust)
         self._check_order(self.pairs, refined, views)
-        return self._finish(views, refined.poses, refined.structure, tracks, reasons)
+        return Solution(views, pairs, refined.poses, refined.structure, tracks, reasons)
 
     # ------------------------------------------------------------------ stages
 
@@ -166,7 +194,6 @@ class SfmRun:
             factor = search_focal(views, self.predictor, self.config.max_error)
             views = [scaled_view(view, factor) for view in views]
         self.notes['without_calibration'] = unknown
-        self.views = views
         return views
 
     def _kept(self, view: View, number: int) -> View:
@@ -231,7 +258,9 @@ class SfmRun:
             'stamps': hashlib.blake2b(stamps, digest_size=8).hexdigest(),
         }
 
-    def _start(self, views: Sequence[View], pairs: list[VerifiedPair]) -> tuple[dict[int, Array], list[VerifiedPair]]:
+    def _start(
+        self, views: Sequence[View], pairs: list[VerifiedPair], known: Mapping[str, dict[int, Array]]
+    ) -> tuple[dict[int, Array], list[VerifiedPair]]:
         """First poses of the views that are good enough to build upon, and the pairs not refused."""
         poor = poor_views(views, self.config.poor_share)
         if all_still(pairs):
@@ -240,7 +269,7 @@ class SfmRun:
             return {}, pairs
         good = [pair for pair in pairs if pair.first not in poor and pair.second not in poor]
         self.notes['set_aside'] = sorted(poor)
-        start = first_poses(views, good or pairs, self.predictor, self.config, self.progress)
+        start = first_poses(views, good or pairs, self.predictor, self.config, self.progress, known)
         self.notes['start'] = start.note
         return start.poses, [pair for pair in pairs if (pair.first, pair.second) not in start.refused]
 
@@ -384,15 +413,9 @@ class SfmRun:
         ambiguous = self.notes.get('start', {}).get('ambiguous', ())
         return reasons | dict.fromkeys(ambiguous, 'its matches fit several poses equally well')
 
-    def _finish(
-        self,
-        views: Sequence[View],
-        poses: dict[int, Array],
-        structure: Structure,
-        tracks: Tracks,
-        reasons: dict[int, str],
-    ) -> Reconstruction:
-        reconstruction = build_reconstruction(views, poses, structure, tracks, reasons)
+    def _finish(self, found: Solution) -> Reconstruction:
+        views, poses, structure = found.views, found.poses, found.structure
+        reconstruction = build_reconstruction(views, poses, structure, found.tracks, found.reasons)
         if not (self.config.dense and poses and isinstance(self.predictor, MiniPredictor)):
             return reconstruction
         with self._timed('dense'):

@@ -52,8 +52,11 @@ def first_poses(
     predictor: Predictor,
     config: SfmConfig,
     progress: Progress = quiet,
+    known: Mapping[str, dict[int, Array]] | None = None,
 ) -> Start:
     """First poses, with a note of the methods, what each found, and which was taken.
+
+    `known` are poses found elsewhere, by the name of their method, that stand for election as well.
 
     `auto` follows the frames in order of time first. Where that chain stands, pairs that it contradicts are refused:
     they look alike and show different places. Where it leaves views out, leaves loops open or explains few matches,
@@ -76,8 +79,10 @@ def first_poses(
     contest = _Contest(views, pairs, everyone, config)
     if chain is not None:
         contest.enter('ordered', chain.poses, chain.figures())
-        if contest.clear and chain.loops_share <= _OPEN:
-            return Start(contest.best, contest.note(), refused)
+    for name, poses in (known or {}).items():
+        contest.enter(name, poses)
+    if contest.clear and (chain is None or chain.loops_share <= _OPEN):
+        return Start(contest.best, contest.note(), refused)
     verified = [pair.verified() for pair in pairs]
     chosen = (
         verified if contest.total <= _PLENTY else thin_pairs(verified, _per_view(len(everyone), config.start_points))

@@ -6,40 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from drive import CONFIG, Route, World, along
+from recorded import SMALL, mapped, recorded
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.geometry.align import umeyama
-from dark3r_ros.mapping.config import MappingConfig
-from dark3r_ros.mapping.finishing import PassingViews, _graph, _groups, _in_place, match_again
-from dark3r_ros.mapping.pipeline import MappingPipeline
-from dark3r_ros.matching.registry import make_predictor
-from dark3r_ros.simulation.sequence import SimulationConfig, simulate
-from dark3r_ros.types import Frame
-
-DARK = SimulationConfig(
-    scene='room', light='ambient', width=320, height=240, seconds=4.0, rate=3.0, snr_db=-4.0, depth=False
-)
-SMALL = MappingConfig(network_width=160)
+from dark3r_ros.mapping.finishing import _graph, _groups, _in_place, match_again
+from dark3r_ros.mapping.recording import HeldViews
 
 
 @pytest.fixture(scope='module')
-def frames() -> list[tuple[Frame, np.ndarray]]:
-    return [(made.frame, made.world_from_camera) for made in simulate(DARK)]
-
-
-def mapped(frames, config=SMALL, *, offline):
-    """The pipeline at the end, the error of the frames as a share of the extent, and the frames that are posed."""
-    pipeline = MappingPipeline(config, make_predictor('mini'), offline=offline)
-    for frame, _ in frames:
-        pipeline.push(frame)
-    pipeline.flush()
-    trajectory = pipeline.reconstruction(largest=True).trajectory()
-    truth = {frame.stamp_ns: pose[:3, 3] for frame, pose in frames}
-    true = np.stack([truth[int(stamp)] for stamp in trajectory.stamps_ns])
-    found = trajectory.world_from_camera[:, :3, 3]
-    scale, rotation, shift = umeyama(found, true)
-    error = np.sqrt(((scale * found @ rotation.T + shift - true) ** 2).sum(axis=1).mean())
-    return pipeline, error / np.linalg.norm(np.ptp(true, axis=0)), len(true)
+def frames():
+    return recorded()
 
 
 def test_all_frames_of_a_short_dark_recording_get_more_exact(frames):
@@ -48,6 +24,9 @@ def test_all_frames_of_a_short_dark_recording_get_more_exact(frames):
     assert posed >= posed_before > len(frames) // 2
     assert not all(frame.keyframe for frame in pipeline.reconstruction().frames)
     assert after < 0.7 * before
+    # A good map is not held against another one.
+    assert pipeline.verdict.note['method'] == 'tracked' and 'doubt' not in pipeline.verdict.note
+    assert pipeline.stage_seconds['anew'] < 0.1 * pipeline.stage_seconds['final']
     # The first keyframe is where the map begins.
     first = pipeline.reconstruction().frames
     start = next(frame.world_from_camera for frame in first if frame.keyframe)
@@ -60,7 +39,7 @@ def test_a_map_with_more_keyframes_than_configured_stays_as_it_is(frames):
     submap = pipeline._atlas.submaps[0]
     few = replace(SMALL, rematch_keyframes=len(submap.map.keyframes) - 1)
     assert len(before) > 3
-    assert not match_again(submap, pipeline._predictor, few, pipeline._log, pipeline._passing)
+    assert match_again(submap, pipeline._predictor, few, pipeline._log, pipeline._held) is None
     np.testing.assert_array_equal(pipeline.reconstruction().trajectory().world_from_camera, before)
 
 
@@ -78,14 +57,14 @@ def test_another_predictor_is_finished_as_before():
 
 def test_views_of_a_long_recording_are_not_kept():
     route = Route(World(), along(World(), np.arange(0.0, 6.0, 0.12)), config=replace(CONFIG, rematch_frames=20))
-    assert not route.run(0, 10).pipeline._passing.nbytes  # live
-    route.pipeline._passing = PassingViews(20)
+    assert not route.run(0, 10).pipeline._held.nbytes  # live
+    route.pipeline._held = HeldViews(20)
     held = []
     for index in range(10, len(route.poses)):
         route.run(index, index + 1)
-        held.append(route.pipeline._passing.nbytes)
+        held.append(route.pipeline._held.nbytes)
     assert max(held) > 0 and held[-1] == 0
-    assert PassingViews(0).nbytes == 0
+    assert HeldViews(0).nbytes == 0
 
 
 def test_what_moved_as_a_whole_is_put_back_where_it_was():

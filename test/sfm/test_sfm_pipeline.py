@@ -51,6 +51,18 @@ def test_observations_reproject_where_they_were_seen(result):
     assert np.median(error) < 1.5
 
 
+def test_poses_known_before_stand_for_election(truth):
+    given = {number: se3.inverse(pose) for number, pose in enumerate(truth)}
+    twisted = {number: se3.exp(np.array([0, 0, 0, 0, 0.05 * number, 0])) @ pose for number, pose in given.items()}
+    run = SfmRun(replace(CONFIG, dense=False), StarPredictor(truth))
+    found = run.solve(run._views(frames(COUNT), COUNT), {'given': given, 'twisted': twisted})
+    tried = run.notes['start']['tried']
+    assert tried['twisted']['agreeing_share'] < 0.5 < tried['given']['agreeing_share']
+    assert run.notes['start']['method'] in ('given', 'ordered')
+    poses = np.stack([se3.inverse(found.poses[number]) for number in range(COUNT)])
+    assert centre_error(poses, truth) < 0.004
+
+
 @pytest.mark.parametrize('mapper', ['own', 'global', 'incremental', 'ordered'])
 def test_the_other_starts_reach_the_same(mapper, truth):
     reconstruction = SfmRun(replace(CONFIG, mapper=mapper), StarPredictor(truth))(frames(COUNT))
