@@ -65,19 +65,25 @@ def log_so3(rotation: ArrayLike) -> Array:
 
 
 def _left_jacobian(phi: Array) -> Array:
-    angle = float(np.linalg.norm(phi))
+    """Left Jacobians (..., 3, 3) of rotation vectors (..., 3)."""
+    angle = np.linalg.norm(phi, axis=-1)
+    small = angle < 1e-5  # second order is exact to float64 here
+    safe = np.where(small, 1.0, angle)
+    a = np.where(small, 0.5, (1.0 - np.cos(safe)) / safe**2)[..., None, None]
+    b = np.where(small, 1.0 / 6.0, (safe - np.sin(safe)) / safe**3)[..., None, None]
     skew = hat(phi)
-    if angle < 1e-5:  # second order is exact to float64 here
-        return np.eye(3) + 0.5 * skew + skew @ skew / 6.0
-    a = (1.0 - np.cos(angle)) / angle**2
-    b = (angle - np.sin(angle)) / angle**3
-    return np.eye(3) + a * skew + b * skew @ skew
+    return np.asarray(np.eye(3) + a * skew + b * skew @ skew)
 
 
 def exp(twist: ArrayLike) -> Array:
-    """Transform (4, 4) of a twist (6,) = (rho, phi)."""
+    """Transforms (..., 4, 4) of twists (..., 6) = (rho, phi)."""
     twist = np.asarray(twist, dtype=np.float64)
-    return make(exp_so3(twist[3:]), _left_jacobian(twist[3:]) @ twist[:3])
+    rho, phi = twist[..., :3], twist[..., 3:]
+    result = np.zeros((*twist.shape[:-1], 4, 4))
+    result[..., :3, :3] = exp_so3(phi)
+    result[..., :3, 3] = (_left_jacobian(phi) @ rho[..., None])[..., 0]
+    result[..., 3, 3] = 1.0
+    return result
 
 
 def log(transform: ArrayLike) -> Array:

@@ -332,8 +332,8 @@ def _factored(matrix: sparse.csc_matrix) -> Callable[[Array], Array] | None:
 def moved(problem: BundleProblem, twists: Array, moves: Array) -> BundleProblem:
     """The problem after a step: left twists (F, 6) of the free poses and moves (P, 3) of the points."""
     poses = problem.cameras_from_world.copy()
-    for frame in np.flatnonzero(problem.pose_free):
-        poses[frame] = se3.exp(twists[frame]) @ poses[frame]
+    free = problem.pose_free
+    poses[free] = se3.exp(twists[free]) @ poses[free]
     return replace(problem, cameras_from_world=poses, points=problem.points + moves)
 
 

@@ -50,10 +50,14 @@ def resect(
         pose = _ransac(points, observed, threshold, max_iterations)
         if pose is None:
             return None
+    refined_from = None
     for _ in range(3):
         inliers = reprojection_errors(pose, points, observed) < threshold
         if inliers.sum() < min_inliers:
             return None
+        if refined_from is not None and np.array_equal(inliers, refined_from):
+            break
+        refined_from = inliers
         pose, covariance = refine_pose(pose, points[inliers], observed[inliers], focal)
     inliers = reprojection_errors(pose, points, observed) < threshold
     if inliers.sum() < min_inliers:

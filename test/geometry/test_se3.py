@@ -6,6 +6,11 @@ from scipy.linalg import expm
 from dark3r_ros.geometry import se3
 
 
+def test_many_twists_are_mapped_at_once():
+    twists = np.random.default_rng(0).normal(size=(4, 6)) * [[1.0], [1e-3], [1e-7], [0.0]]
+    np.testing.assert_allclose(se3.exp(twists), [se3.exp(twist) for twist in twists], atol=1e-15)
+
+
 @pytest.mark.parametrize('angle', [0.0, 1e-9, 1e-3, 1.0, 3.0])
 def test_exp_is_the_matrix_exponential(angle):
     rng = np.random.default_rng(0)
