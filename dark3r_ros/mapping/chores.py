@@ -7,12 +7,25 @@ takes on the machine at hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import TypeVar
 
 from dark3r_ros.errors import Dark3rError
 from dark3r_ros.mapping.events import Event
 
+T = TypeVar('T')
+
 _MOST_CREDIT = 50.0  # pieces that a long gap between frames pays for
+
+
+def finished(steps: Generator[object, None, T]) -> T:
+    """What comes of work in pieces, once all of them are done."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
 
 
 class Chores:

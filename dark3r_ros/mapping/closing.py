@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
 from dark3r_ros.mapping.atlas import Atlas
+from dark3r_ros.mapping.chores import finished
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.evidence import Evidence
 from dark3r_ros.mapping.keyframing import link_matched
-from dark3r_ros.mapping.posegraph import Edge, edge_errors, optimise
+from dark3r_ros.mapping.posegraph import Edge, edge_errors, optimise, optimise_in_steps
 from dark3r_ros.mapping.similarity import Similarity
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
@@ -31,12 +32,9 @@ _LOOP, _LOOP_HELD = (0.003, 0.015, 0.015), (0.01, 0.015, 0.1)
 _STRAIN, _STRAIN_HELD = 8.0, 5.0
 
 
-def close_loop(submap: Submap, evidence: Sequence[Evidence], config: MappingConfig) -> list[float] | None:
-    """Close a loop; returns the growth of every keyframe's surroundings, None where the graph speaks against it."""
-    scales = spread_error(submap, evidence)
-    if scales is not None:
-        refine_window(submap.map, config, fuse(submap, evidence, config))
-    return scales
+def tie_places(submap: Submap, evidence: Sequence[Evidence], config: MappingConfig) -> list[Keyframe]:
+    """Tie keyframes to the places that they recognised once the error is spread; returns what has moved by that."""
+    return refine_window(submap.map, config, fuse(submap, evidence, config))[0]
 
 
 def join_submaps(
@@ -58,7 +56,12 @@ def spread_error(submap: Submap, evidence: Sequence[Evidence]) -> list[float] | 
 
     None, and nothing has moved, where the loop contradicts the graph.
     """
-    moved = _spread(submap, evidence)
+    return finished(spread_error_in_steps(submap, evidence))
+
+
+def spread_error_in_steps(submap: Submap, evidence: Sequence[Evidence]) -> Generator[None, None, list[float] | None]:
+    """As `spread_error`, in pieces; nothing moves before the last one."""
+    moved = yield from _spread(submap, evidence)
     if moved is None:
         return None
     submap.move(moved)
@@ -66,7 +69,7 @@ def spread_error(submap: Submap, evidence: Sequence[Evidence]) -> list[float] | 
     return [node.scale for node in moved]
 
 
-def _spread(submap: Submap, evidence: Sequence[Evidence]) -> list[Similarity] | None:
+def _spread(submap: Submap, evidence: Sequence[Evidence]) -> Generator[None, None, list[Similarity] | None]:
     """Where the keyframes of a submap go so that its loop closes; None where it contradicts the graph.
 
     Where odometry holds the unit it hardly changes.
@@ -83,7 +86,7 @@ def _spread(submap: Submap, evidence: Sequence[Evidence]) -> list[Similarity] | 
         for first, second, turn, shift, scale in submap.bridges
     ]
     loops = [_loop(item, number, submap) for item in evidence]
-    moved = optimise(nodes, [*edges, *loops])
+    moved = yield from optimise_in_steps(nodes, [*edges, *loops])
     strain = _STRAIN_HELD if math.isfinite(submap.metres) else _STRAIN
     return None if edge_errors(moved, [*edges, *loops]).max() > strain else moved
 

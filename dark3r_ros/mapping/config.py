@@ -79,7 +79,7 @@ class MappingConfig(Config):
         6, 'Most steps of the window adjustment for each new keyframe.', minimum=1, maximum=100
     )
     step_seconds: float = setting(
-        0.0,
+        0.05,
         'Time between frames in which one piece of the work for a new keyframe is done, so that the camera is followed '
         'meanwhile; 0 does all of it at once.',
         unit='s',
@@ -117,6 +117,13 @@ class MappingConfig(Config):
     loops: bool = setting(True, 'Close loops and join submaps where a place is recognised.')
     loop_candidates: int = setting(
         3, 'Places that look most like a new keyframe and are compared with it by geometry.', minimum=1, maximum=50
+    )
+    loop_share: float = setting(
+        0.5,
+        'Places that are compared with each new keyframe by geometry, on average, so that its work stays the same; '
+        'what has begun to agree is seen through at once; 0 sets no bound.',
+        minimum=0.0,
+        maximum=50.0,
     )
     loop_likeness: float = setting(
         0.75,

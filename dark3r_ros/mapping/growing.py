@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import TypeVar
 
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.bridging import OdometryBridges
 from dark3r_ros.mapping.chores import Chores
-from dark3r_ros.mapping.closing import close_loop, join_submaps
+from dark3r_ros.mapping.closing import join_submaps, spread_error_in_steps, tie_places
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import Event
 from dark3r_ros.mapping.evidence import Evidence
@@ -26,6 +27,8 @@ from dark3r_ros.mapping.tracking import TrackResult, locate_landmarks, needs_key
 from dark3r_ros.mapping.window import refine_window
 from dark3r_ros.model.predictor import Locator, Predictor
 from dark3r_ros.types import Correspondences
+
+T = TypeVar('T')
 
 _AVERAGED = (4, 0.5)  # times as many frames as the newest keyframe, and the share of the most, that make a better one
 _PATIENCE = 2.0  # how much farther the view may move before the work for the newest keyframe is done at once
@@ -59,6 +62,7 @@ class Growth:
         self._enforce, self._timed = enforce, timed
         self._chores = Chores(config.step_seconds)
         self._follower: View | None = None  # the first view after the newest keyframe
+        self._urgent = False  # the newest keyframe cannot wait any longer
         self._unheard: list[Event] = []
         self.gate = LoopGate(config, predictor, atlas.places)
 
@@ -69,20 +73,18 @@ class Growth:
         """Whether a keyframe is being made."""
         return self._chores.busy
 
-    def wanted(self, view: View, result: TrackResult, submap: Submap) -> tuple[list[Event], bool]:
-        """Whether a tracked view should become a keyframe; and what happened because the one before was urgent."""
-        events: list[Event] = []
+    def wanted(self, view: View, result: TrackResult, submap: Submap) -> bool:
+        """Whether a tracked view should become a keyframe."""
         wanted = needs_keyframe(result, submap.baseline, self._config) or self._is_better(view, submap)
         if self.busy and self._follower is None:
             self._follower = view
         if wanted and self.busy:
             # The newest keyframe is not ready yet: what it brings is needed before another one.
-            if needs_keyframe(result, submap.baseline, self._config, _PATIENCE):
-                events = self.finish()
-            return events, False
+            self._urgent = needs_keyframe(result, submap.baseline, self._config, _PATIENCE)
+            return False
         if submap.baseline is None and not wanted:
             submap.baseline = result
-        return events, wanted
+        return wanted
 
     def _is_better(self, view: View, submap: Submap) -> bool:
         """Whether a view is the average of many more frames than the newest keyframe: the next ones rely on it."""
@@ -100,6 +102,9 @@ class Growth:
     def advance(self, stamp_ns: int) -> list[Event]:
         """Do as much as the time since the frame before pays for, and join what odometry connects."""
         events = self._chores.advance(stamp_ns)
+        if self._urgent:  # after the pose, which need not wait for it
+            events += self._chores.finish()
+        self._urgent = False
         return self._heard(events if self.busy else [*events, *self._cross()])
 
     def finish(self) -> list[Event]:
@@ -160,9 +165,10 @@ class Growth:
         yield [keyframe_added(keyframe, submap), keyframes_moved(moved, submap)]
         events: list[Event] = []
         if self._config.loops:
-            with self._timed('loops'):
-                evidence = self.gate.consider(keyframe, submap, self._atlas.submaps)
-                events = self._close(evidence, submap) if evidence else []
+            considered = self.gate.consider_in_steps(keyframe, submap, self._atlas.submaps)
+            evidence = yield from self._in_pieces(considered)
+            if evidence:
+                events = yield from self._close(evidence, submap)
         yield [*events, *self._stretch()]
         self._enforce()
 
@@ -181,11 +187,23 @@ class Growth:
 
     # ------------------------------------------------------------------ loops
 
-    def _close(self, evidence: list[Evidence], submap: Submap) -> list[Event]:
+    def _in_pieces(self, steps: Generator[None, None, T]) -> Generator[list[Event], None, T]:
+        """Work on loops, with its time measured; what comes of it at the end."""
+        while True:
+            try:
+                with self._timed('loops'):
+                    next(steps)
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            yield []
+
+    def _close(self, evidence: list[Evidence], submap: Submap) -> Generator[list[Event], None, list[Event]]:
         """Close a loop, or join the submap with that of the place."""
         if evidence[-1].old is not submap:
-            return self.join(evidence, submap)
-        scales = close_loop(submap, evidence, self._config)
+            with self._timed('loops'):
+                return self.join(evidence, submap)
+        scales = yield from self._in_pieces(spread_error_in_steps(submap, evidence))
         if scales is None:
             self.gate.refused['against the graph'] += 1
             return []
@@ -193,7 +211,9 @@ class Growth:
         self._judge.moved()
         self._bridges.restart()
         self._log.rescale(submap.map.keyframes, scales)
-        return [keyframes_moved(submap.map.keyframes, submap)]
+        yield [keyframes_moved(submap.map.keyframes, submap)]
+        with self._timed('loops'):
+            return [keyframes_moved(tie_places(submap, evidence, self._config), submap)]
 
     def join(self, evidence: list[Evidence], submap: Submap) -> list[Event]:
         """Join a submap with that of the places its keyframes recognised."""

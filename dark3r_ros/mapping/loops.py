@@ -3,27 +3,28 @@
 
 Tunnels repeat themselves, and one false loop ruins a map that was good. So a place must look alike, fit by geometry,
 fit better than every other place that looks alike, lie within the drift of the way travelled since, and several
-keyframes must agree on it.
+keyframes must agree on it. What the map rules out by itself, or would change nothing in it, is not compared at all.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.mapping.chores import finished
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.evidence import Evidence, verify
 from dark3r_ros.mapping.places import PlaceIndex
+from dark3r_ros.mapping.prospects import Place, Prospects, largest_turn
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.model.predictor import Predictor
 
-_TURN = (np.radians(10.0), np.radians(0.5))  # largest rotation of a correction, and more for every keyframe since
 _SCALE = (0.1, 0.02)  # largest logarithm of the scale of a correction, and more for every keyframe since
-_LARGEST = (np.radians(90.0), 1.5)  # of both, however long ago
+_LARGEST_SCALE = 1.5  # however long ago
 _RIVAL_SHARE = 0.5  # of the inliers, with which another place casts doubt
 _MISSES = 1  # keyframes without evidence between those that agree
 
@@ -32,9 +33,10 @@ class LoopGate:
     """Proposes places for new keyframes, checks them, and collects those that agree."""
 
     def __init__(self, config: MappingConfig, predictor: Predictor, places: PlaceIndex) -> None:
-        self._config, self._predictor, self._places = config, predictor, places
+        self._config, self._predictor, self._prospects = config, predictor, Prospects(config, places)
         self._agreeing: list[Evidence] = []
         self._missed = 0
+        self._credit = 0.0  # comparisons that keyframes so far have left over
         self.proposed = self.verified = self.accepted = 0
         self.refused: Counter[str] = Counter()
 
@@ -44,8 +46,13 @@ class LoopGate:
 
     def consider(self, query: Keyframe, new: Submap, submaps: Sequence[Submap]) -> list[Evidence]:
         """Look for the place of a new keyframe; returns the keyframes' evidence once enough of them agree."""
-        places = self._propose(query, new, submaps)
-        best = self._best(query, new, places) if places else None
+        return finished(self.consider_in_steps(query, new, submaps))
+
+    def consider_in_steps(
+        self, query: Keyframe, new: Submap, submaps: Sequence[Submap]
+    ) -> Generator[None, None, list[Evidence]]:
+        """As `consider`, with a pause before every comparison of two pictures."""
+        best = yield from self._best(query, new, submaps)
         if best is None:
             self._missed += 1
             if self._missed > _MISSES and self._agreeing:
@@ -66,61 +73,30 @@ class LoopGate:
         self.forget()
         return found
 
-    # ------------------------------------------------------------------ proposals
-
-    def _propose(self, query: Keyframe, new: Submap, submaps: Sequence[Submap]) -> list[tuple[Keyframe, Submap]]:
-        """Places that look alike and are not near in time or by shared landmarks, most alike first, spread out."""
-        vector = self._places.vector(query.features)
-        if vector is None:
-            return []
-        seen = query.table.landmark
-        near = new.around(seen[seen >= 0], exclude=query)
-        excluded = {keyframe.keyframe_id for keyframe in [*near, *new.map.keyframes[-self._config.window :]]}
-        candidates = [
-            (keyframe, submap)
-            for submap in submaps
-            for keyframe in submap.map.keyframes
-            if keyframe.matchable and keyframe.keyframe_id not in excluded
-        ]
-        if not candidates:
-            return []
-        usual = self._usual(vector, near)
-        likeness = self._places.likeness(vector, [keyframe.keyframe_id for keyframe, _ in candidates])
-        order = np.argsort(-np.nan_to_num(likeness, nan=-2.0), kind='stable')
-        chosen: list[tuple[Keyframe, Submap]] = []
-        for number in order.tolist():
-            if (
-                len(chosen) == self._config.loop_candidates
-                or not likeness[number] >= self._config.loop_likeness * usual
-            ):
-                break
-            keyframe, submap = candidates[number]
-            # Neighbours of a place would only say the same once more.
-            if all(abs(keyframe.keyframe_id - other.keyframe_id) > 2 for other, _ in chosen):
-                chosen.append((keyframe, submap))
-        self.proposed += len(chosen)
-        return chosen
-
-    def _usual(self, vector: np.ndarray, near: Sequence[Keyframe]) -> float:
-        """How alike the query and the keyframes around it look."""
-        likeness = self._places.likeness(vector, [keyframe.keyframe_id for keyframe in near[:5]])
-        known = likeness[np.isfinite(likeness)]
-        return float(np.median(known)) if len(known) else 1.0
-
     # ------------------------------------------------------------------ checks
 
-    def _best(self, query: Keyframe, new: Submap, places: Sequence[tuple[Keyframe, Submap]]) -> Evidence | None:
+    def _best(self, query: Keyframe, new: Submap, submaps: Sequence[Submap]) -> Generator[None, None, Evidence | None]:
         """Evidence of the place that most correspondences agree with, unless another one contradicts it."""
+        self._credit = min(self._credit + self._config.loop_share, float(self._config.loop_candidates))
+        places = self._prospects.of(query, new, submaps, self.refused)
+        self.proposed += len(places)
         found: list[Evidence] = []
-        for place, old in places:
-            evidence = verify(query, new, place, old, self._predictor, self._config)
-            if evidence is None:
-                self.refused['geometry'] += 1
-                if not found:
-                    return None  # what looks less alike is not worth the time
-            else:
-                self.verified += 1
+        for place in (place for place in places if place.possible):
+            if not self._may_compare():
+                break
+            yield
+            evidence = self._verified(query, new, place)
+            if evidence is not None:
                 found.append(evidence)
+            elif not found:
+                break  # what looks less alike is not worth the time
+        if not found:
+            return None
+        # Where the map rules a place out it is no loop, but still a sign that places here are copies of each other.
+        for place in (place for place in places if not place.possible):
+            yield
+            evidence = self._verified(query, new, place)
+            found += [] if evidence is None else [evidence]
         best = max(found, key=lambda evidence: evidence.inliers)
         for rival in found:
             enough = rival.inliers >= _RIVAL_SHARE * best.inliers
@@ -132,6 +108,24 @@ class LoopGate:
             return None
         return best
 
+    def _may_compare(self) -> bool:
+        """Whether there is time left for a comparison; what others have begun to agree on is seen through at once."""
+        if self._agreeing or not self._config.loop_share:
+            return True
+        if self._credit < 1.0 - 1e-6:
+            self.refused['no time'] += 1
+            return False
+        self._credit -= 1.0
+        return True
+
+    def _verified(self, query: Keyframe, new: Submap, place: Place) -> Evidence | None:
+        evidence = verify(query, new, place.keyframe, place.submap, self._predictor, self._config)
+        if evidence is None:
+            self.refused['geometry'] += 1
+        else:
+            self.verified += 1
+        return evidence
+
     def _within_drift(self, evidence: Evidence, submap: Submap) -> bool:
         """Whether the way travelled since explains the correction."""
         change = evidence.old_from_new
@@ -139,10 +133,9 @@ class LoopGate:
         moved = float(np.linalg.norm(change.points(centre[None])[0] - centre))
         since = sum(1 for other in submap.map.keyframes if other.keyframe_id > evidence.place.keyframe_id)
         allowed = self._config.loop_drift * submap.distance_since(evidence.place)
-        turn = min(_TURN[0] + _TURN[1] * since, _LARGEST[0])
-        scale = min(_SCALE[0] + _SCALE[1] * since, _LARGEST[1])
+        scale = min(_SCALE[0] + _SCALE[1] * since, _LARGEST_SCALE)
         return (
             moved <= allowed + self._config.loop_agreement * evidence.depth
-            and se3.rotation_angle(change.rotation) <= turn
+            and se3.rotation_angle(change.rotation) <= largest_turn(since)
             and abs(change.log_scale) <= scale
         )

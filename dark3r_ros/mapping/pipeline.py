@@ -378,8 +378,8 @@ class MappingPipeline:
         submap, pose = self._atlas.active, result.camera_from_world
         assert pose is not None
         submap.trust.accept(result.inliers)
-        events, wanted = self._growth.wanted(view, result, submap)
-        events.append(self._posed(view, result, wanted))
+        wanted = self._growth.wanted(view, result, submap)
+        events: list[Event] = [self._posed(view, result, wanted)]
         if wanted:
             self._growth.begin(view, result, submap)
         return events

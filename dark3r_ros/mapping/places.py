@@ -79,6 +79,11 @@ class PlaceIndex:
         local = local_descriptors(features)
         return None if local is None or not len(local) else aggregate(local, self._centres)
 
+    def vector_of(self, keyframe: Keyframe) -> Vector | None:
+        """Unit vector of a keyframe, which is at hand where it has been taken."""
+        row = self._rows.get(keyframe.keyframe_id)
+        return self.vector(keyframe.features) if row is None else self._vectors[row].astype(np.float32)
+
     def likeness(self, vector: Vector, keyframe_ids: Sequence[int]) -> NDArray[np.float64]:
         """How alike (N,) a view and keyframes look, -1..1; NaN for those that are not known."""
         result = np.full(len(keyframe_ids), np.nan)

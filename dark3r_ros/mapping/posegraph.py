@@ -9,7 +9,7 @@ Sources: Strasdat et al., Scale drift-aware large scale monocular SLAM, 2010; Ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.mapping.chores import finished
 from dark3r_ros.mapping.similarity import Similarity
 
 Array = NDArray[np.float64]
@@ -60,6 +61,13 @@ class _State:
 
 def optimise(nodes: Sequence[Similarity], edges: Sequence[Edge], iterations: int = 30) -> list[Similarity]:
     """Nodes that satisfy the edges best; the first node stays where it is."""
+    return finished(optimise_in_steps(nodes, edges, iterations))
+
+
+def optimise_in_steps(
+    nodes: Sequence[Similarity], edges: Sequence[Edge], iterations: int = 30
+) -> Generator[None, None, list[Similarity]]:
+    """As `optimise`, with a pause after every solution of the normal equations."""
     arrays = _gather(edges)
     state = _State(
         np.stack([node.rotation for node in nodes]),
@@ -70,7 +78,7 @@ def optimise(nodes: Sequence[Similarity], edges: Sequence[Edge], iterations: int
     squared = (_errors(state, arrays) ** 2 * arrays.information).sum(axis=1)
     kernel = max(_KERNEL, float(np.sqrt(np.max(squared, initial=0.0, where=arrays.robust))))
     while True:
-        state = _settle(state, arrays, kernel, iterations)
+        state = yield from _settle(state, arrays, kernel, iterations)
         if kernel <= _KERNEL:
             break
         kernel = max(_KERNEL, 0.5 * kernel)
@@ -78,11 +86,12 @@ def optimise(nodes: Sequence[Similarity], edges: Sequence[Edge], iterations: int
     return [Similarity(float(s), r, t) for s, r, t in zip(scale, state.rotation, state.translation, strict=True)]
 
 
-def _settle(state: _State, arrays: _Arrays, kernel: float, iterations: int) -> _State:
+def _settle(state: _State, arrays: _Arrays, kernel: float, iterations: int) -> Generator[None, None, _State]:
     cost, damping = _cost(_errors(state, arrays), arrays, kernel), 1e-6
     for _ in range(iterations):
         trial = _moved(state, _step(state, arrays, kernel, damping))
         trial_cost = _cost(_errors(trial, arrays), arrays, kernel)
+        yield
         if not trial_cost < cost:
             damping *= 10.0
             if damping > 1e6:

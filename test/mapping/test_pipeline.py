@@ -370,7 +370,7 @@ def test_empty_input_is_an_error_with_one_line():
 def test_memory_stays_bounded_when_old_keyframes_are_forgotten():
     world = World(length=160.0, density=15)
     config = replace(CONFIG, max_archived=30, relocalise_keyframes=8, max_cloud_points=1500, window=6, window_fixed=3)
-    config = replace(config, keyframe_overlap=0.97, keyframe_flow=0.02)
+    config = replace(config, keyframe_overlap=0.97, keyframe_flow=0.02, step_seconds=0.0)
     drive = Drive(config=config, world=world)
     sizes = []
     for start in range(0, 1200, 100):
