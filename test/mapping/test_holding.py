@@ -11,7 +11,7 @@ from synthetic_world import CAMERA, index_of, stamp
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.align import umeyama
-from dark3r_ros.mapping.closing import spread_error
+from dark3r_ros.mapping.closing import spread_error, spread_error_in_steps
 from dark3r_ros.mapping.evidence import Evidence
 from dark3r_ros.mapping.holding import ScaleHold, smoothed
 from dark3r_ros.mapping.motion import odometry_track
@@ -267,6 +267,28 @@ def test_a_loop_closes_by_turns_though_vision_has_turned_alike_all_the_way():
     assert spread_error(submap, recognised(submap, circle, [(425, 25), (424, 24), (423, 23)], scale=1.12)) is not None
     assert error(submap, circle) < 0.2 * before
     assert units(submap).max() / units(submap).min() < 1.02
+
+
+def test_a_loop_closed_in_pieces_moves_nothing_before_the_last_and_ends_the_same():
+    circle, wrong = bend(130, 2.0 * np.pi / 124), [np.eye(4)]
+    for before, after in pairwise(circle):
+        turn = se3.exp_so3([0.0, 0.001, 0.0])
+        wrong.append(wrong[-1] @ se3.inverse(before) @ after @ se3.make(turn, np.zeros(3)))
+    at_once, in_pieces = (linked(crept(wrong, odometry_track(), hold=False, creep=0.0)) for _ in range(2))
+    seen = [recognised(submap, circle, [(127, 3), (126, 2), (125, 1)]) for submap in (at_once, in_pieces)]
+    start = in_pieces.map.keyframes[60].camera_from_world.copy()
+    scales = spread_error(at_once, seen[0])
+    steps, pieces = spread_error_in_steps(in_pieces, seen[1]), 0
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(steps)
+            pieces += 1
+            assert (in_pieces.map.keyframes[60].camera_from_world == start).all() and not in_pieces.ties
+    assert pieces > 1
+    assert end.value.value == scales
+    assert not (in_pieces.map.keyframes[60].camera_from_world == start).all()
+    for one, other in zip(at_once.map.keyframes, in_pieces.map.keyframes, strict=True):
+        np.testing.assert_array_equal(one.camera_from_world, other.camera_from_world)
 
 
 def test_a_place_is_recognised_again_soon_after_a_loop_though_vision_has_turned_on():
