@@ -164,18 +164,9 @@ def test_pairs_of_other_settings_are_not_reused(truth, tmp_path):
 
 
 def test_a_view_whose_matches_disagree_with_its_pose_is_dropped(truth):
-    class Watched(SfmRun):
-        def _finish(self, views, poses, structure, tracks, reasons):
-            self.kept = (views, poses, structure)
-            return super()._finish(views, poses, structure, tracks, reasons)
-
-        def _pairs(self, views):
-            self.found = super()._pairs(views)
-            return self.found
-
-    run = Watched(CONFIG, StarPredictor(truth))
-    run(frames(COUNT))
-    views, poses, structure = run.kept
-    assert supported(run.found, poses, structure, views, CONFIG) == set(range(COUNT))
+    run = SfmRun(CONFIG, StarPredictor(truth))
+    found = run.solve(run._views(frames(COUNT), COUNT))
+    poses, rest = found.poses, (found.structure, found.views, CONFIG)
+    assert supported(found.pairs, poses, *rest) == set(range(COUNT))
     wrong = {**poses, 2: se3.exp([0.0, 0.0, 0.0, 0.0, 0.1, 0.0]) @ poses[2]}
-    assert supported(run.found, wrong, structure, views, CONFIG) == set(range(COUNT)) - {2}
+    assert supported(found.pairs, wrong, *rest) == set(range(COUNT)) - {2}
