@@ -95,6 +95,8 @@ class Prospects:
         bounds = _Bounds(query, new, self._config)
         chosen: list[Place] = []
         for keyframe, submap in ordered:
+            if len(chosen) == 2 * self._config.loop_candidates:
+                break
             possible = submap is not new or bounds.allow(keyframe)
             kind = [place.keyframe.keyframe_id for place in chosen if place.possible == possible]
             full = len(kind) == self._config.loop_candidates

@@ -90,7 +90,7 @@ _OUTSIDE = -1e4  # similarity beyond the edge of a picture
 _LEAST_RIGHT, _MOST_RIGHT = 0.02, 0.98  # bounds of the chance that a keypoint can be found at all
 _REMEMBERED = 400  # pairs whose second order has not been asked for
 
-_MAPS = 4  # frames whose fine maps are at hand in full precision, 4 MB each: the same few are asked for again and again
+_MAPS = 8  # frames whose fine maps are at hand in full precision, 4 MB each: a new keyframe and its neighbours
 
 # Coarse descriptors (C, rows, columns), and logits (1, rows, columns) of the chance that the other frame sees a cell.
 _Maps = tuple[Tensor, Tensor | None]
