@@ -30,7 +30,7 @@ from dark3r_ros.sfm.graph import pair_graph, poor_views
 from dark3r_ros.sfm.held import hold_unit
 from dark3r_ros.sfm.late import pose_remaining, supported
 from dark3r_ros.sfm.pairs import VerifiedPair, all_still, match_pair
-from dark3r_ros.sfm.pooled import pooled
+from dark3r_ros.sfm.pooled import PooledOptions, pooled_in_rounds
 from dark3r_ros.sfm.progress import Progress, Ticker, cpu_workers, ordered_map, quiet
 from dark3r_ros.sfm.refine import Refined, refine
 from dark3r_ros.sfm.rematch import rematch, rematched_tracks
@@ -54,6 +54,8 @@ STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late', 'pool', 'dens
 _COVARIANCE_VIEWS = 200
 # Features of this many views are held in memory, 0.5 GB at 320x240; those of further ones lie on disk.
 _HELD_VIEWS = 300
+# Planes of this many views are held in memory, 0.2 GB at 320x240: with more no evidence is pooled.
+_PLANES_HELD = PooledOptions().most_views
 # Poses that pool evidence are refused when fewer than this share of the observations agrees with them.
 _POOLED_SHARE = 0.9
 # The scale along a path is held by odometry where the matches know it worse than this.
@@ -194,10 +196,12 @@ class SfmRun:
             factor = search_focal(views, self.predictor, self.config.max_error)
             views = [scaled_view(view, factor) for view in views]
         self.notes['without_calibration'] = unknown
-        return views
+        return views if len(views) <= _PLANES_HELD else [replace(view, planes=None) for view in views]
 
     def _kept(self, view: View, number: int) -> View:
-        """The view, its features on disk where many came before it."""
+        """The view, its planes only where few came before it, its features on disk where many did."""
+        if number >= _PLANES_HELD:
+            view = replace(view, planes=None)
         if number < _HELD_VIEWS or not isinstance(view.features, MiniFeatures):
             return view
         return replace(view, features=spilled(view.features, self.work or Path(tempfile.gettempdir())))
@@ -310,13 +314,22 @@ class SfmRun:
         if not (self.config.pool and isinstance(self.predictor, MiniPredictor)):
             return refined
         with self._timed('pool'):
-            poses = pooled(views, refined.poses, refined.structure, self.predictor)
-            if poses is None:
-                return refined
-            structure = self._triangulated(tracks, poses, views)
+            found = pooled_in_rounds(
+                views,
+                refined.poses,
+                refined.structure,
+                self.predictor,
+                lambda poses: self._triangulated(tracks, poses, views),
+                workers=self._workers(),
+                progress=self.progress,
+            )
+        if found is None:
+            return refined
+        poses, structure, rounds = found
         before, after = len(refined.structure.tracks.point), len(structure.tracks.point)
         taken = after >= _POOLED_SHARE * before
-        self.notes['pooled'] = {'taken': taken, 'observations_before': before, 'observations_after': after}
+        counts = {'observations_before': before, 'observations_after': after}
+        self.notes['pooled'] = {'taken': taken, 'rounds': rounds, **counts}
         return replace(refined, poses=poses, structure=structure) if taken else refined
 
     def _triangulated(self, tracks: Tracks, poses: Mapping[int, Array], views: Sequence[View]) -> Structure:

@@ -12,22 +12,22 @@ surfaces in place of positions follow Lindenberger et al., Pixel-Perfect Structu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.ndimage import spline_filter1d
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
-from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor, likelihoods
-from dark3r_ros.model.mini import FINE
+from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.sfm.bundle import BundleProblem, Linearised, Schur, local_points, moved, sum_by
+from dark3r_ros.sfm.progress import Progress, ordered_map, quiet
+from dark3r_ros.sfm.rectify import smooth_depths
 from dark3r_ros.sfm.refine import most_seen
-from dark3r_ros.sfm.rematch import neighbours, project
+from dark3r_ros.sfm.rematch import neighbours
+from dark3r_ros.sfm.surfaces import Surfaces, looked_for
 from dark3r_ros.sfm.triangulation import Structure, pose_table
 from dark3r_ros.sfm.views import View, median_focal
 
@@ -44,6 +44,9 @@ class PooledOptions:
     neighbours: views that each anchor is looked for in. radius: half side of a window in fine pixels.
     steps: most steps towards the summit. per_view: points centred in each view, `fewest` where there are so many views
     that all of them would make more than `surfaces`. Fewer make poses worse than their matches do.
+    rounds: most rounds with rectified pictures. settled: pixels by which the turns between views change in the median
+    (times the focal length), below which no further round is made. pictures: rectified ones of all rounds together,
+    unless the first round alone takes more.
 
     """
 
@@ -53,6 +56,14 @@ class PooledOptions:
     per_view: int = 600
     fewest: int = 400
     surfaces: int = 1_000_000
+    rounds: int = 8
+    settled: float = 0.1
+    pictures: int = 3_000
+
+    @property
+    def most_views(self) -> int:
+        """So many views can be pooled."""
+        return self.surfaces // (self.neighbours * self.fewest)
 
     def points(self, views: int) -> int:
         """Points of each of so many views that are pooled; 0 where there are too many views."""
@@ -65,55 +76,6 @@ _LEAST_CURVATURE = 1e-6
 _FAR_OFF = 1e3  # residual of an anchor whose point came to lie behind it: no step may do that
 _ASIDE = 1e-4  # step of numerical derivatives in normalised coordinates
 _BEHIND = -1e6  # pixels of what lies behind a camera: outside of every window
-
-
-@dataclass(frozen=True, eq=False)
-class Surfaces:
-    """Log-likelihoods of places around a projection, K of them, as splines.
-
-    Attributes
-    ----------
-    coefficients: (K, n, n) of cubic B-splines, rows first, one value a fine pixel. centre: (K, 2) fine pixels (x, y).
-    nothing: (K,) the value where the window says nothing.
-
-    """
-
-    coefficients: NDArray[np.float32]
-    centre: Array
-    nothing: Array
-
-    def look(self, pixels: Array) -> tuple[Array, Array, Array]:
-        """Value (K,), gradient (K, 2) and curvature (K, 2, 2), by pixels, at pixels (K, 2) of the planes."""
-        side = self.coefficients.shape[1]
-        place = (pixels - (FINE - 1) / 2) / FINE - self.centre + side // 2
-        inside = ((place >= 1) & (place <= side - 2)).all(axis=1)
-        place = np.where(inside[:, None], place, 1.0)
-        start = np.minimum(np.floor(place).astype(np.int64), side - 3)
-        rest = place - start
-        row = np.arange(len(place))[:, None, None]
-        near = np.arange(-1, 3)
-        four = self.coefficients[row, (start[:, 1:] + near)[:, :, None], (start[:, :1] + near)[:, None, :]]
-        x, y = (_basis(rest[:, axis]) for axis in (0, 1))
-        rows = np.einsum('kij,dkj->dki', four, x)  # value and derivatives along x, by row
-        value = np.einsum('ki,ki->k', rows[0], y[0])
-        gradient = np.stack([np.einsum('ki,ki->k', rows[1], y[0]), np.einsum('ki,ki->k', rows[0], y[1])], axis=1)
-        xy = np.einsum('ki,ki->k', rows[1], y[1])
-        xx, yy = np.einsum('ki,ki->k', rows[2], y[0]), np.einsum('ki,ki->k', rows[0], y[2])
-        curvature = np.stack([np.stack([xx, xy], axis=1), np.stack([xy, yy], axis=1)], axis=1)
-        return (
-            np.where(inside, value, self.nothing),
-            gradient * inside[:, None] / FINE,
-            curvature * inside[:, None, None] / FINE**2,
-        )
-
-
-def _basis(t: Array) -> Array:
-    """Weights (3, K, 4) of the four nearest coefficients at t in [0, 1]: value, first and second derivative."""
-    one = 1.0 - t
-    value = [one**3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (3 * one**3 - 6 * one**2 + 4) / 6, t**3 / 6]
-    first = [-(one**2) / 2, (3 * t**2 - 4 * t) / 2, -(3 * one**2 - 4 * one) / 2, t**2 / 2]
-    second = [one, 3 * t - 2, 3 * one - 2, t]
-    return np.stack([np.stack(part, axis=1) for part in (value, first, second)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,16 +95,64 @@ class _Scene:
     surfaces: Surfaces
 
 
+def pooled_in_rounds(
+    views: Sequence[View],
+    poses: Mapping[int, Array],
+    structure: Structure,
+    predictor: MiniPredictor,
+    triangulated: Callable[[dict[int, Array]], Structure],
+    *,
+    options: PooledOptions | None = None,
+    workers: int = 1,
+    progress: Progress = quiet,
+) -> tuple[dict[int, Array], Structure, int] | None:
+    """Poses pooled in rectified pictures, again and again, as each round makes the next one's pictures better.
+
+    `triangulated` gives the structure of poses. Returns poses, structure and the number of rounds; None as `pooled`.
+    """
+    options = options or PooledOptions()
+    rounds = options.rounds if all(views[number].planes is not None for number in poses) else 1
+    focal, pictures, done = median_focal(views, poses), 0, 0
+    current = dict(poses)
+    while done < rounds:
+        pictures += sum(map(len, neighbours(structure, current, options.neighbours).values()))
+        if done and pictures > options.pictures:
+            break
+        found = pooled(views, current, structure, predictor, options, rectify=True, workers=workers, progress=progress)
+        if found is None:
+            break
+        change = focal * _turned(current, found)
+        current, structure, done = found, triangulated(found), done + 1
+        if change < options.settled:
+            break
+    return (current, structure, done) if done else None
+
+
+def _turned(before: Mapping[int, Array], after: Mapping[int, Array]) -> float:
+    """Median angle in radians by which the turns from each view to the next one changed."""
+    numbers = sorted(before)
+    changed = [
+        (after[b] @ se3.inverse(after[a]) @ before[a] @ se3.inverse(before[b]))[:3, :3]
+        for a, b in itertools.pairwise(numbers)
+    ]
+    return float(np.median([se3.rotation_angle(one) for one in changed])) if changed else 0.0
+
+
 def pooled(
     views: Sequence[View],
     poses: Mapping[int, Array],
     structure: Structure,
     predictor: MiniPredictor,
     options: PooledOptions | None = None,
+    *,
+    rectify: bool = False,
+    workers: int = 1,
+    progress: Progress = quiet,
 ) -> dict[int, Array] | None:
     """Poses (camera_from_world by view) moved to where the pictures fit each other best, points with them.
 
     Only points centred on anchors take part. The gauge is held by the damping: nothing drifts far in a few steps.
+    With `rectify`, and where views have their planes, each picture is searched as the view of the anchors would see it.
     None where there are no such points, or more views than the options allow.
     """
     options = options or PooledOptions()
@@ -151,8 +161,20 @@ def pooled(
     graph = neighbours(structure, poses, options.neighbours)
     if not len(chosen) or not any(graph.values()):
         return None
-    scene = _scene(views, poses, structure, chosen, graph, predictor, options.radius)
-    problem = _climb(scene, options.steps)
+    inverse = smooth_depths(views, poses, structure) if rectify else {}
+    tracks = structure.tracks
+    home = tracks.view[tracks.centre[chosen]]
+    mine = {number: np.flatnonzero(home == number) for number in sorted(poses)}
+
+    def search(pair: tuple[int, int]) -> tuple[Index, Surfaces]:
+        rows = mine[pair[0]]
+        anchor, points = tracks.anchor[chosen[rows]], structure.points[chosen[rows]]
+        seen, surfaces = looked_for(views, poses, pair, anchor, points, predictor, options.radius, inverse.get(pair[0]))
+        return rows[seen], surfaces
+
+    pairs = [(number, other) for number in mine for other in graph[number]]
+    found = list(progress(ordered_map(search, pairs, workers), len(pairs), 'pooling'))
+    problem = _climb(_scene(views, poses, structure, chosen, pairs, found), options.steps)
     return {number: se3.normalised(problem.cameras_from_world[number]) for number in sorted(poses)}
 
 
@@ -169,60 +191,26 @@ def _scene(
     poses: Mapping[int, Array],
     structure: Structure,
     chosen: Index,
-    graph: Mapping[int, Sequence[int]],
-    predictor: MiniPredictor,
-    radius: int,
+    pairs: Sequence[tuple[int, int]],
+    found: Sequence[tuple[Index, Surfaces]],
 ) -> _Scene:
+    """Chosen points, and the surfaces of those (rows into the chosen) that were looked for in each pair of views."""
     tracks = structure.tracks
     centre = tracks.centre[chosen]
-    home, anchor, points = tracks.view[centre], tracks.anchor[chosen], structure.points[chosen]
-    frames, numbers, parts = [], [], []
-    for number in sorted(poses):
-        mine = np.flatnonzero(home == number)
-        for other in graph[number]:
-            seen, part = _looked_for(
-                views, (number, other), poses[other], anchor[mine], points[mine], predictor, radius
-            )
-            parts.append(part)
-            frames.append(np.full(len(seen), other))
-            numbers.append(mine[seen])
-    coefficients, middle, nothing = (np.concatenate([part[field] for part in parts]) for field in range(3))
-    for axis in (1, 2):
-        coefficients = spline_filter1d(coefficients, axis=axis, mode='mirror', output=np.float32)
     count = max(poses) + 1
     free = np.zeros(count, dtype=bool)
     free[list(poses)] = True
-    frame, point = np.concatenate(frames), np.concatenate(numbers)
+    frame = np.concatenate([np.full(len(rows), pair[1]) for pair, (rows, _) in zip(pairs, found, strict=True)])
     problem = BundleProblem(
         pose_table(poses, count),
         free,
-        points,
-        np.concatenate([home, frame]),
-        np.concatenate([np.arange(len(chosen)), point]),
+        structure.points[chosen],
+        np.concatenate([tracks.view[centre], frame]),
+        np.concatenate([np.arange(len(chosen)), *(rows for rows, _ in found)]),
         tracks.normalised[centre],
         median_focal(views, poses),
     )
-    return _Scene(problem, views, frame, Surfaces(coefficients, middle, nothing))
-
-
-def _looked_for(
-    views: Sequence[View],
-    pair: tuple[int, int],
-    camera_from_world: Array,
-    anchor: Index,
-    points: Array,
-    predictor: MiniPredictor,
-    radius: int,
-) -> tuple[Index, tuple[NDArray[np.float32], Array, NDArray[np.float32]]]:
-    """Which anchors (M,) of the first view fall into the second, and their surfaces, middles and values outside."""
-    own, theirs = (cast(MiniFeatures, views[number].features) for number in pair)
-    middle = np.rint((project(views[pair[1]], camera_from_world, points) - (FINE - 1) / 2) / FINE)
-    limit = (np.array(theirs.size) - 1) // FINE
-    seen = np.flatnonzero(np.isfinite(middle).all(axis=1) & (middle >= 0).all(axis=1) & (middle <= limit).all(axis=1))
-    with torch.inference_mode():
-        rows, centre = (torch.from_numpy(part).to(predictor.device) for part in (anchor[seen], middle[seen]))
-        surface, nothing = likelihoods(own, rows, theirs, centre, radius, predictor.fine_factor)
-    return seen, (surface.cpu().numpy(), middle[seen], nothing.cpu().numpy())
+    return _Scene(problem, views, frame, Surfaces.joined([part for _, part in found]))
 
 
 def _climb(scene: _Scene, steps: int) -> BundleProblem:

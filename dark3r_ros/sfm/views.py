@@ -20,7 +20,7 @@ from dark3r_ros.raw.noise import NoiseModel
 from dark3r_ros.raw.planes import choose_binning, display_image, to_planes
 from dark3r_ros.raw.snr import estimate_snr
 from dark3r_ros.sfm.config import SfmConfig
-from dark3r_ros.types import Frame
+from dark3r_ros.types import Frame, Planes
 
 Array = NDArray[np.float64]
 
@@ -35,6 +35,7 @@ class View:
     camera: intrinsics at the size of the planes, or None. features: what the predictor remembers, or None.
     colors: (h, w, 3) uint8 picture for people, or None. snr_db: NaN when unknown.
     problem: why the frame cannot be used; empty when it can, and then nothing above is None.
+    planes: what was encoded, or None where it is not kept.
 
     """
 
@@ -46,6 +47,7 @@ class View:
     colors: NDArray[np.uint8] | None = None
     snr_db: float = math.nan
     problem: str = ''
+    planes: Planes | None = None
 
     @property
     def usable(self) -> bool:
@@ -117,6 +119,7 @@ def take_view(frame: Frame, predictor: Predictor, config: SfmConfig, noise: Nois
         features,
         display_image(planes),
         estimate_snr(planes, known).db,
+        planes=planes,
     )
 
 

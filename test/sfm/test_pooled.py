@@ -10,14 +10,17 @@ import pytest
 from scipy.ndimage import map_coordinates, spline_filter1d
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.geometry.align import umeyama
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.model.mini import FINE
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
 from dark3r_ros.sfm.pairs import match_pair
-from dark3r_ros.sfm.pooled import PooledOptions, Surfaces, _bent, _positive, pooled
+from dark3r_ros.sfm.pooled import PooledOptions, _bent, _positive, pooled, pooled_in_rounds
 from dark3r_ros.sfm.refine import refine
+from dark3r_ros.sfm.surfaces import Surfaces
 from dark3r_ros.sfm.tracks import build_tracks
+from dark3r_ros.sfm.triangulation import triangulate_tracks
 from dark3r_ros.sfm.views import take_view
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
 
@@ -29,13 +32,16 @@ def surfaces():
     coefficients = values
     for axis in (1, 2):
         coefficients = spline_filter1d(coefficients, axis=axis, mode='mirror', output=np.float32)
-    centre = np.random.default_rng(2).integers(10, 90, (40, 2)).astype(float)
-    return values, Surfaces(coefficients, centre, np.full(40, -3.0))
+    rng = np.random.default_rng(2)
+    # Bent, stretched and turned, as windows of rectified pictures are.
+    shape = (np.eye(2) + rng.uniform(-0.3, 0.3, (40, 2, 2))) / FINE
+    nothing = np.full(40, -3.0, np.float32)
+    return values, Surfaces(coefficients, rng.uniform(10, 90, (40, 2)), shape, nothing)
 
 
 def pixels_at(surfaces, offset):
     """Pixels of offsets (K, 2) from the middles in fine pixels."""
-    return (surfaces.centre + offset) * FINE + (FINE - 1) / 2
+    return surfaces.origin + np.linalg.solve(surfaces.shape, offset[:, :, None])[:, :, 0]
 
 
 def test_surfaces_are_the_splines_through_their_values(surfaces):
@@ -88,19 +94,25 @@ def test_derivatives_of_bent_rays(model):
         np.testing.assert_allclose(derivative[:, :, axis], expected, rtol=1e-3, atol=0.05)
 
 
-@pytest.fixture(scope='module')
-def dark_room():
-    """Views of a dark room, poses and points adjusted by their matches, the true poses, and the predictor."""
-    predictor = MiniPredictor(config=OFFLINE_MINI, device='cpu')
+PREDICTOR = MiniPredictor(config=OFFLINE_MINI, device='cpu')
+
+
+def dark_scene(**settings):
+    """Dark views of a scene, poses and points adjusted by matches with the next four, true poses, the predictor."""
     config = SfmConfig()
-    scene = SimulationConfig(scene='room', width=640, height=480, seconds=4.0, rate=1.5, snr_db=4.0, depth=False)
-    made = list(simulate(scene))
-    views = [take_view(one.frame, predictor, config) for one in made]
-    pairs = [match_pair((a, b), views, predictor, config) for a in range(len(views)) for b in range(a + 1, len(views))]
+    made = list(simulate(SimulationConfig(width=640, height=480, depth=False, **settings)))
+    views = [take_view(one.frame, PREDICTOR, config) for one in made]
+    numbers = [(a, b) for a in range(len(views)) for b in range(a + 1, min(a + 5, len(views)))]
+    pairs = [match_pair(pair, views, PREDICTOR, config) for pair in numbers]
     tracks = build_tracks(views, [pair for pair in pairs if pair is not None])
     truth = {number: se3.inverse(one.world_from_camera) for number, one in enumerate(made)}
     adjusted = refine(tracks, truth, views[0].focal)
-    return views, adjusted.poses, adjusted.structure, truth, predictor
+    return views, adjusted.poses, adjusted.structure, truth, PREDICTOR
+
+
+@pytest.fixture(scope='module')
+def dark_room():
+    return dark_scene(scene='room', seconds=4.0, rate=1.5, snr_db=4.0)
 
 
 def errors(poses, truth):
@@ -130,3 +142,47 @@ def test_points_without_anchors_are_left_alone(dark_room):
     views, poses, structure, _, predictor = dark_room
     tracks = dataclasses.replace(structure.tracks, anchor=np.full(len(structure.tracks), -1))
     assert pooled(views, poses, dataclasses.replace(structure, tracks=tracks), predictor) is None
+
+
+def rounds(scene, views=None):
+    """Pooled in rectified pictures."""
+    own, poses, structure, _, predictor = scene
+
+    def triangulated(found):
+        return triangulate_tracks(structure.tracks, found, own[0].focal, 2.0, 0.005)
+
+    return pooled_in_rounds(views or own, poses, structure, predictor, triangulated)
+
+
+def path_error(poses, truth):
+    """Root mean square error of the camera centres after the best similarity."""
+    found, true = (np.stack([se3.inverse(side[number])[:3, 3] for number in sorted(poses)]) for side in (poses, truth))
+    scale, rotation, shift = umeyama(found, true)
+    return float(np.sqrt(((scale * found @ rotation.T + shift - true) ** 2).sum(axis=1).mean()))
+
+
+def test_rectified_pictures_make_the_path_better_still():
+    scene = dark_scene(scene='corridor', seconds=3.2, rate=2.5, snr_db=-4.0, seed=1)
+    views, poses, structure, truth, predictor = scene
+    found, again, done = rounds(scene)
+    assert done >= 1
+    plain = pooled(views, poses, structure, predictor)
+    assert path_error(found, truth) < 0.9 * path_error(plain, truth)
+    assert path_error(plain, truth) < 0.95 * path_error(poses, truth)
+    assert len(again.tracks.point) > 0.9 * len(structure.tracks.point)
+
+
+def test_without_planes_there_is_one_round_in_the_pictures_themselves(dark_room):
+    views, poses, structure, _, predictor = dark_room
+    bare = [dataclasses.replace(view, planes=None) for view in views]
+    found, _, done = rounds(dark_room, bare)
+    plain = pooled(views, poses, structure, predictor)
+    assert done == 1
+    assert all(np.array_equal(found[number], plain[number]) for number in plain)
+
+
+def test_several_threads_find_the_same(dark_room):
+    views, poses, structure, _, predictor = dark_room
+    alone, together = (pooled(views, poses, structure, predictor, rectify=True, workers=n) for n in (1, 2))
+    for number in alone:
+        np.testing.assert_allclose(together[number], alone[number], atol=1e-5)
