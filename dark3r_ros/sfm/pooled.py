@@ -58,7 +58,7 @@ class PooledOptions:
     surfaces: int = 1_000_000
     rounds: int = 8
     settled: float = 0.1
-    pictures: int = 3_000
+    pictures: int = 2_000
 
     @property
     def most_views(self) -> int:
