@@ -162,6 +162,7 @@ class Growth:
         self.now_keyframe(keyframe, result)
         submap.baseline = self._first_seen(submap, keyframe)
         submap.archive.retire(submap.map)
+        self._enforce()
         yield [keyframe_added(keyframe, submap), keyframes_moved(moved, submap)]
         events: list[Event] = []
         if self._config.loops:
