@@ -58,8 +58,8 @@ class FineMaps:
     def _with_border(self, margin: int) -> Tensor:
         if margin not in self._bordered:
             maps = self.table.view(-1, self.height, self.width, self.table.shape[1])
-            y, x = (torch.arange(-margin, side + margin, device=maps.device).clamp(0, side - 1)
-                    for side in (self.height, self.width))  # fmt: skip
+            sides = self.height, self.width
+            y, x = (torch.arange(-margin, side + margin, device=maps.device).clamp(0, side - 1) for side in sides)
             self._bordered[margin] = maps.index_select(1, y).index_select(2, x).flatten(0, 2)
         return self._bordered[margin]
 
