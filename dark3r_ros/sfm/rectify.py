@@ -42,9 +42,9 @@ class Transfer:
 
     def at(self, pixels: Array) -> Array:
         """Places (M, 2) of pixels (M, 2), bilinear."""
-        across, down = (np.ascontiguousarray(pixels[None, :, axis], dtype=np.float32) for axis in (0, 1))
         if not len(pixels):
             return np.zeros((0, 2))
+        across, down = (np.ascontiguousarray(pixels[None, :, axis], dtype=np.float32) for axis in (0, 1))
         found = cv2.remap(self.places, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return np.asarray(found[0], dtype=np.float64)
 
