@@ -24,7 +24,7 @@ from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.sfm.bundle import BundleProblem, Linearised, Schur, local_points, moved, sum_by
 from dark3r_ros.sfm.progress import Progress, ordered_map, quiet
-from dark3r_ros.sfm.rectify import smooth_depths
+from dark3r_ros.sfm.rectify import relief_of, smooth_depths
 from dark3r_ros.sfm.refine import most_seen
 from dark3r_ros.sfm.rematch import neighbours
 from dark3r_ros.sfm.surfaces import Surfaces, looked_for
@@ -166,14 +166,19 @@ def pooled(
     home = tracks.view[tracks.centre[chosen]]
     mine = {number: np.flatnonzero(home == number) for number in sorted(poses)}
 
-    def search(pair: tuple[int, int]) -> tuple[Index, Surfaces]:
-        rows = mine[pair[0]]
+    def search(number: int) -> list[tuple[Index, Surfaces]]:
+        """Rows of the anchors of a view that fall into each of its partners, and their surfaces there."""
+        rows = mine[number]
         anchor, points = tracks.anchor[chosen[rows]], structure.points[chosen[rows]]
-        seen, surfaces = looked_for(views, poses, pair, anchor, points, predictor, options.radius, inverse.get(pair[0]))
-        return rows[seen], surfaces
+        relief = relief_of(views[number], inverse[number]) if number in inverse else None
+        parts = [
+            looked_for(views, poses, (number, other), anchor, points, predictor, options.radius, relief)
+            for other in graph[number]
+        ]
+        return [(rows[seen], surfaces) for seen, surfaces in parts]
 
     pairs = [(number, other) for number in mine for other in graph[number]]
-    found = list(progress(ordered_map(search, pairs, workers), len(pairs), 'pooling'))
+    found = [part for parts in progress(ordered_map(search, mine, workers), len(mine), 'pooling') for part in parts]
     problem = _climb(_scene(views, poses, structure, chosen, pairs, found), options.steps)
     return {number: se3.normalised(problem.cameras_from_world[number]) for number in sorted(poses)}
 

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from dark3r_ros.geometry import se3
 from dark3r_ros.sfm.rematch import project
 from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.views import View
@@ -32,6 +31,17 @@ _OUTLYING = 4.0  # of their median deviations from their median, beyond which a 
 _ASIDE = 3.0  # pixels over which derivatives of a transfer are taken
 _FAR = 1e4  # pixels: beyond every picture
 _LEAST_AREA, _MOST_AREA = 0.1, 10.0  # of a pixel of one view in the other
+
+
+@dataclass(frozen=True, eq=False)
+class Relief:
+    """What the pixels of a view look at: `rays` (h * w, 3) with z one, row by row, and `inverse` depths (h, w).
+
+    Rays are made once for all views that it is brought into: to undistort a picture takes longer than to describe it.
+    """
+
+    rays: Array
+    inverse: NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,20 +109,22 @@ def smooth_depths(
     return found
 
 
-def transfer(
-    views: Sequence[View], poses: Mapping[int, Array], pair: tuple[int, int], inverse: NDArray[np.floating]
-) -> Transfer:
-    """Where the pixels of the first view of a pair lie in the second, at inverse depths (h, w) of the first."""
+def relief_of(view: View, inverse: NDArray[np.floating]) -> Relief:
+    """Directions of all pixels of a view beside their inverse depths (h, w)."""
     height, width = inverse.shape
     x, y = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
-    normalised = views[pair[0]].normalised(np.column_stack([x.ravel(), y.ravel()]))
+    normalised = view.normalised(np.column_stack([x.ravel(), y.ravel()]))
+    return Relief(np.column_stack([normalised, np.ones(len(normalised))]), inverse)
+
+
+def transfer(relief: Relief, view: View, view_from_relief: Array) -> Transfer:
+    """Where the pixels of a relief lie in a view, by the motion (4, 4) between the two cameras."""
     # A point at infinity stays one: directions are scaled by the depth, not places divided by it.
-    relative = poses[pair[1]] @ se3.inverse(poses[pair[0]])
-    rays = np.column_stack([normalised, np.ones(len(normalised))])
-    local = rays @ relative[:3, :3].T + inverse.reshape(-1, 1) * relative[:3, 3]
-    places = project(views[pair[1]], np.eye(4), local)
+    rotation, translation = view_from_relief[:3, :3], view_from_relief[:3, 3]
+    local = relief.rays @ rotation.T + relief.inverse.reshape(-1, 1) * translation
+    places = project(view, np.eye(4), local)
     places = np.nan_to_num(places, nan=-_FAR).clip(-_FAR, _FAR)
-    return Transfer(places.reshape(height, width, 2).astype(np.float32))
+    return Transfer(places.reshape(*relief.inverse.shape, 2).astype(np.float32))
 
 
 def rectified(planes: Planes, found: Transfer) -> Planes:

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import spline_filter1d
 
+from dark3r_ros.geometry import se3
 from dark3r_ros.matching.guided import anchor_pixels
 from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor, likelihoods
 from dark3r_ros.model.mini import FINE
-from dark3r_ros.sfm.rectify import believable, rectified, transfer
+from dark3r_ros.sfm.rectify import Relief, believable, rectified, transfer
 from dark3r_ros.sfm.rematch import project
 from dark3r_ros.sfm.views import View
 
@@ -42,9 +43,6 @@ class Surfaces:
     origin: Array
     shape: Array
     nothing: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.origin)
 
     @classmethod
     def joined(cls, parts: Sequence[Surfaces]) -> Surfaces:
@@ -114,18 +112,18 @@ def looked_for(
     points: Array,
     predictor: MiniPredictor,
     radius: int,
-    inverse: NDArray[np.floating] | None = None,
+    relief: Relief | None = None,
 ) -> tuple[Index, Surfaces]:
     """Which anchors (M,) of the first view of a pair fall into the second, and their surfaces around points (M, 3).
 
-    `radius` is the half side of a window in fine pixels. With smooth inverse depths (h, w) of the first view, and the
-    planes of the second, the second is searched as the first would see it.
+    `radius` is the half side of a window in fine pixels. With the relief of the first view, and the planes of
+    the second, the second is searched as the first would see it.
     """
     predicted = project(views[pair[1]], poses[pair[1]], points)
-    if inverse is None or views[pair[1]].planes is None:
+    if relief is None or views[pair[1]].planes is None:
         windows = _plain(views[pair[1]], predicted)
     else:
-        windows = _rectified(views, poses, pair, anchor, predicted, predictor, inverse)
+        windows = _rectified(views, poses, pair, anchor, predicted, predictor, relief)
     limit = (np.array(windows.features.size) - 1) // FINE
     inside = (windows.middle >= 0).all(axis=1) & (windows.middle <= limit).all(axis=1)
     seen = np.flatnonzero(windows.usable & inside)
@@ -154,12 +152,12 @@ def _rectified(
     anchor: Index,
     predicted: Array,
     predictor: MiniPredictor,
-    inverse: NDArray[np.floating],
+    relief: Relief,
 ) -> _Windows:
     """Windows in the second picture as the first view would see it; the transfer is taken to be affine in each."""
     view = views[pair[1]]
     assert view.planes is not None and view.camera is not None
-    found = transfer(views, poses, pair, inverse)
+    found = transfer(relief, view, poses[pair[1]] @ se3.inverse(poses[pair[0]]))
     home = anchor_pixels(cast(MiniFeatures, views[pair[0]].features))[anchor]
     place, slope = found.at(home), found.slope(home)
     usable = believable(slope) & np.isfinite(predicted).all(axis=1)

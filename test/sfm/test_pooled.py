@@ -8,9 +8,9 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates, spline_filter1d
+from star_world import centre_error
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.geometry.align import umeyama
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.model.mini import FINE
@@ -155,10 +155,8 @@ def rounds(scene, views=None):
 
 
 def path_error(poses, truth):
-    """Root mean square error of the camera centres after the best similarity."""
-    found, true = (np.stack([se3.inverse(side[number])[:3, 3] for number in sorted(poses)]) for side in (poses, truth))
-    scale, rotation, shift = umeyama(found, true)
-    return float(np.sqrt(((scale * found @ rotation.T + shift - true) ** 2).sum(axis=1).mean()))
+    """Error of the camera centres after the best similarity."""
+    return centre_error(*(np.stack([se3.inverse(side[number]) for number in sorted(poses)]) for side in (poses, truth)))
 
 
 def test_rectified_pictures_make_the_path_better_still():

@@ -11,7 +11,7 @@ import pytest
 from dark3r_ros.geometry import se3
 from dark3r_ros.matching.mini import MiniPredictor
 from dark3r_ros.sfm.config import OFFLINE_MINI, SfmConfig
-from dark3r_ros.sfm.rectify import Transfer, believable, rectified, smooth_inverse_depth, transfer
+from dark3r_ros.sfm.rectify import Transfer, believable, rectified, relief_of, smooth_inverse_depth, transfer
 from dark3r_ros.sfm.rematch import project
 from dark3r_ros.sfm.views import take_view
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
@@ -26,6 +26,11 @@ def lit_room():
     views = [take_view(one.frame, predictor, SfmConfig()) for one in made]
     poses = {number: se3.inverse(one.world_from_camera) for number, one in enumerate(made)}
     return views, poses, made[0].depth
+
+
+def between(views, poses, inverse):
+    """Where the pixels of the first view lie in the second."""
+    return transfer(relief_of(views[0], inverse), views[1], poses[1] @ se3.inverse(poses[0]))
 
 
 def grid(step=7):
@@ -43,13 +48,13 @@ def test_places_are_those_of_the_points_at_that_depth(lit_room):
     pixels = grid()
     column, row = pixels.astype(int).T
     expected = project(views[1], poses[1], world_points(views[0], poses[0], pixels, depth[row, column].astype(float)))
-    found = transfer(views, poses, (0, 1), 1.0 / depth).at(pixels)
+    found = between(views, poses, 1.0 / depth).at(pixels)
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_a_rectified_picture_looks_like_the_other_view(lit_room):
     views, poses, depth = lit_room
-    moved = rectified(views[1].planes, transfer(views, poses, (0, 1), 1.0 / depth))
+    moved = rectified(views[1].planes, between(views, poses, 1.0 / depth))
     inner = (slice(None), slice(20, -20), slice(20, -20))
 
     def unlike(values):
@@ -71,7 +76,7 @@ def test_what_the_other_view_does_not_see_is_its_mean(lit_room):
 def test_slopes_are_those_of_the_places(lit_room):
     views, poses, _ = lit_room
     height, width = views[0].camera.height, views[0].camera.width
-    found = transfer(views, poses, (0, 1), np.full((height, width), 0.4))
+    found = between(views, poses, np.full((height, width), 0.4))
     pixels, aside = grid(40), np.array([4.0, -5.0])
     expected = found.at(pixels + aside) - found.at(pixels)
     np.testing.assert_allclose(np.einsum('mij,j->mi', found.slope(pixels), aside), expected, atol=0.1)
@@ -109,7 +114,7 @@ def test_points_at_infinity_stay_where_the_turn_puts_them(lit_room):
     views, poses, _ = lit_room
     bare = [dataclasses.replace(view, planes=None) for view in views]
     height, width = views[0].camera.height, views[0].camera.width
-    found = transfer(bare, poses, (0, 1), np.zeros((height, width)))
+    found = between(bare, poses, np.zeros((height, width)))
     pixels = grid(30)
     far = world_points(views[0], poses[0], pixels, np.full(len(pixels), 1e7))
     np.testing.assert_allclose(found.at(pixels), project(views[1], poses[1], far), atol=1e-2)
