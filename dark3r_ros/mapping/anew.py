@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.errors import Dark3rError
-from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.finishing import MatchedAgain, all_agreeing, sfm_view
+from dark3r_ros.mapping.recording import hanging
 from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor
@@ -122,13 +122,9 @@ def doubt_of(posed: int, views: int, share: float | None, least_share: float) ->
 
 def tracked_poses(views: Sequence[View], atlas: Atlas, log: PoseLog) -> Poses:
     """Poses camera_from_world of those views that the largest submap holds, by their number."""
-    known = {keyframe.keyframe_id: keyframe for keyframe in atlas.largest(log).map.keyframes}
-    poses = {}
-    for number, view in enumerate(views):
-        hangs = log.hangs_on(view.stamp_ns)
-        if hangs is not None and hangs[0] in known:
-            poses[number] = se3.inverse(hangs[1]) @ known[hangs[0]].camera_from_world
-    return poses
+    place = {view.stamp_ns: number for number, view in enumerate(views)}
+    posed = hanging(views, atlas.largest(log), log)
+    return {place[one.view.stamp_ns]: one.camera_from_world for one in posed}
 
 
 def _generous(predictor: MiniPredictor) -> MiniMatchConfig:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,17 @@ class Passing:
     def camera_from_world(self) -> Array:
         """Pose (4, 4)."""
         return se3.inverse(self.relative) @ self.keyframe.camera_from_world
+
+
+def hanging(views: Iterable[View], submap: Submap, log: PoseLog) -> list[Passing]:
+    """Those of the views that hang on keyframes of a map, in their order; a keyframe hangs on itself."""
+    known = {keyframe.keyframe_id: keyframe for keyframe in submap.map.keyframes}
+    found = []
+    for view in views:
+        hangs = log.hangs_on(view.stamp_ns)
+        if hangs is not None and hangs[0] in known:
+            found.append(Passing(view, known[hangs[0]], hangs[1]))
+    return found
 
 
 class HeldViews:
@@ -65,14 +77,9 @@ class HeldViews:
 
     def of(self, submap: Submap, log: PoseLog) -> list[Passing]:
         """Those that hang on keyframes of a map without being one."""
-        found = []
-        known = {keyframe.keyframe_id: keyframe for keyframe in submap.map.keyframes}
         stamps = {keyframe.stamp_ns for keyframe in submap.map.keyframes}
-        for stamp_ns, view in sorted(self._views.items()):
-            hangs = log.hangs_on(stamp_ns)
-            if hangs is not None and hangs[0] in known and stamp_ns not in stamps:
-                found.append(Passing(view, known[hangs[0]], hangs[1]))
-        return found
+        views = [view for stamp_ns, view in sorted(self._views.items()) if stamp_ns not in stamps]
+        return hanging(views, submap, log)
 
     def whole(self, atlas: Atlas, most_keyframes: int) -> list[View] | None:
         """All views in order of time, those of all keyframes, too; None where some are not at hand or too many."""
