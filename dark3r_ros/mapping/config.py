@@ -86,10 +86,6 @@ class MappingConfig(Config):
         minimum=0.0,
         maximum=10.0,
     )
-    cross_view: bool = setting(
-        True,
-        'Match new keyframes with the layers of `mini` that see both frames: more time, more exact in the dark.',
-    )
     neighbours: int = setting(6, 'Keyframes that a new keyframe is matched with.', minimum=1, maximum=50)
     whole_neighbours: int = setting(
         2,

@@ -26,6 +26,7 @@ from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.mapping.tracking import TrackResult, locate_landmarks, needs_keyframe, sought, track
 from dark3r_ros.mapping.window import refine_window
 from dark3r_ros.model.predictor import Locator, Predictor
+from dark3r_ros.sfm.progress import side_by_side
 from dark3r_ros.types import Correspondences
 
 T = TypeVar('T')
@@ -129,28 +130,22 @@ class Growth:
         self, submap: Submap, keyframe: Keyframe, view: View, result: TrackResult, neighbours: Sequence[Keyframe]
     ) -> Iterator[list[Event]]:
         """Make a keyframe a part of the map, one piece of the work at a time."""
-        predictor, match = self._predictor, self._predictor.match
-        whole = len(neighbours)
-        if isinstance(predictor, Locator):
-            whole = self._config.whole_neighbours
-            match = match if self._config.cross_view else predictor.match_alone
+        predictor = self._predictor
+        partners = [neighbour for neighbour in neighbours if neighbour.features is not None]
+        located = partners[self._config.whole_neighbours :] if isinstance(predictor, Locator) else []
+        whole = partners[: len(partners) - len(located)]
         # All matches come first: a new landmark is seen from the widest angle that any of the neighbours offers.
-        partners: list[Keyframe] = []
         matches: list[Correspondences] = []
-        for neighbour in neighbours[:whole]:
-            if neighbour.features is not None:
-                with self._timed('keyframe'):
-                    matches += match([(neighbour.features, keyframe.features)])
-                partners.append(neighbour)
-                yield []
-        # To look for landmarks in all the others takes about as long as to match one as a whole.
-        for neighbour in neighbours[whole:]:
-            if neighbour.features is not None:
-                with self._timed('keyframe'):
-                    rows = sought(neighbour, submap.map, predictor, self._config)
-                    matches.append(locate_landmarks(neighbour, keyframe, rows, predictor))
-                partners.append(neighbour)
-        if neighbours[whole:]:
+        at_once = len(whole) if isinstance(predictor, Locator) else 1
+        for first in range(0, len(whole), at_once):
+            with self._timed('keyframe'):
+                pairs = [(neighbour.features, keyframe.features) for neighbour in whole[first : first + at_once]]
+                matches += side_by_side(lambda pair: predictor.match([pair])[0], pairs)
+            yield []
+        if located:
+            with self._timed('keyframe'):
+                tasks = [(neighbour, sought(neighbour, submap.map, predictor, self._config)) for neighbour in located]
+                matches += side_by_side(lambda task: locate_landmarks(task[0], keyframe, task[1], predictor), tasks)
             yield []
         with self._timed('keyframe'):
             submap.map.keyframes.append(keyframe)

@@ -14,6 +14,7 @@ from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
 from dark3r_ros.model.predictor import Locator, Predictor
+from dark3r_ros.sfm.progress import side_by_side
 from dark3r_ros.sfm.resection import Resection, resect
 from dark3r_ros.types import Correspondences, MappingState
 
@@ -160,7 +161,8 @@ def track(
     if not usable:
         return failed_track(0, 'no keyframe left to compare with')
     rows = [sought(keyframe, sparse_map, predictor, config) for keyframe in usable]
-    matches = [locate_landmarks(keyframe, view, own, predictor) for keyframe, own in zip(usable, rows, strict=True)]
+    tasks = list(zip(usable, rows, strict=True))
+    matches = side_by_side(lambda task: locate_landmarks(task[0], view, task[1], predictor), tasks)
     links = find_links(usable, matches)
     tried = len(links.landmark)
     if tried < config.min_matches:

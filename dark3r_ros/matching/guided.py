@@ -66,7 +66,7 @@ def _grid(pixels: Tensor, maps: Tensor) -> Tensor:
 
 
 class GuidedPair:
-    """Two views, described coarsely in the light of each other, for searches of places of the first in the second."""
+    """Two views, for searches of places of the first in the second."""
 
     def __init__(self, predictor: MiniPredictor, a: MiniFeatures, b: MiniFeatures) -> None:
         self._a, self._b = a, b

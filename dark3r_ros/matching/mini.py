@@ -4,7 +4,8 @@
 Each frame has one keypoint in every cell of 8x8 pixels, fixed when it is encoded. A keypoint of one frame is looked
 for in the other, whose side of the match is wherever the fine descriptors meet: exact to a fraction of a pixel, while
 the keypoint side is the same in every pair. Both directions are searched, so that either frame's keypoints are tracked.
-Where the weights hold cross-view layers, the coarse descriptors of a pair are made in the light of each other.
+The coarse descriptors of a pair can be made in the light of each other (`cross_view`); by default each frame's own are
+compared.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from dark3r_ros.config import Config, setting, to_mapping
-from dark3r_ros.errors import DataError
+from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.model.mini import (
     BUNDLED,
     COARSE,
     FINE,
     MiniContext,
     MiniOutput,
+    fold_norms,
     load_mini,
     pad_image,
     read_mini_header,
@@ -51,6 +53,11 @@ class MiniMatchConfig(Config):
     )
     min_confidence: float = setting(0.1, 'Matches below this confidence are dropped.', minimum=0.0, maximum=1.0)
     max_matches: int = setting(1000, 'The most confident matches that are kept; 0 keeps all.', minimum=0)
+    cross_view: bool = setting(
+        False,
+        'Compare frames by the layers that see both of them, where the weights hold such. A pair takes half as long '
+        'again, and poses were no better.',
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +69,7 @@ class MiniFeatures:
     coarse: (C, rows, columns) float16 descriptors of cells. fine: (H/2 * W/2, F) float16.
     keypoints: (N,) indices into the fine map.
     sixteenth, eighth: (S, rows/2, columns/2), (E, rows, columns) float16, what cross-view layers start from; empty
-        without them.
+        where they are not used.
     reliability: (N,) chance that a match of a keypoint is right.
     shape: rows and columns of the fine map. size: width and height of the planes.
 
@@ -149,7 +156,7 @@ class MiniPredictor:
         network, self._digest = load_mini(weights)
         chosen = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
         self.device = torch.device(chosen)
-        self.network = network.to(self.device)
+        self.network = fold_norms(network).to(self.device)
         self.coarse_factor, self.fine_factor = float(network.coarse_factor), float(network.fine_factor)
         self._related: dict[tuple[int, int], tuple[MiniFeatures, MiniFeatures, Tensor, Tensor]] = {}
 
@@ -161,26 +168,27 @@ class MiniPredictor:
 
     def with_config(self, config: MiniMatchConfig) -> MiniPredictor:
         """The same network with other settings; features of one are those of the other."""
+        if config.cross_view != self.config.cross_view:
+            raise ConfigError('features made with and without `cross_view` do not mix: make another predictor')
         other = copy(self)
         other.config, other._related = config, {}
         return other
+
+    @property
+    def _sees_both(self) -> bool:
+        return self.config.cross_view and self.network.cross_view is not None
 
     def encode(self, planes: Planes) -> MiniFeatures:
         """Encode one frame; DataError for planes that are too small, not three or not finite."""
         image = pad_image(torch.from_numpy(normalise(planes).values)[None].to(self.device))
         with torch.inference_mode():
             output = self.network(image)
-            return _features(output, planes.size, keep_context=self.network.cross_view is not None)
+            return _features(output, planes.size, keep_context=self._sees_both)
 
     def match(self, pairs: Sequence[tuple[MiniFeatures, MiniFeatures]]) -> list[Correspondences]:
         """Match each pair; the confidence is the chance that a match is right, as the network judges it."""
         with torch.inference_mode():
             return [self._match_one(a, b) for a, b in pairs]
-
-    def match_alone(self, pairs: Sequence[tuple[MiniFeatures, MiniFeatures]]) -> list[Correspondences]:
-        """As `match`, in less time, by each frame's own coarse descriptors: without the cross-view layers."""
-        with torch.inference_mode():
-            return [self._match_maps(a, b, (a.coarse.float(), None), (b.coarse.float(), None)) for a, b in pairs]
 
     def _match_one(self, a: MiniFeatures, b: MiniFeatures) -> Correspondences:
         return self._match_maps(a, b, *self._described(a, b))
@@ -209,8 +217,7 @@ class MiniPredictor:
         """Look for given places of one frame anywhere in another: `match` for as many places as are asked for.
 
         `pixels` (N, 2) of the reference may lie between its keypoints. As in `match`, a place counts where coarse and
-        fine descriptors lead back to it. Each frame's own coarse descriptors are compared, without the cross-view
-        layers: a camera that is followed hardly needs them.
+        fine descriptors lead back to it. Each frame's own coarse descriptors are compared, always.
         """
         with torch.inference_mode():
             coarse, cells = reference.coarse.float(), view.coarse.float()
@@ -253,15 +260,15 @@ class MiniPredictor:
             return known[3], known[2]
         with torch.inference_mode():
             (coarse_a, _), (coarse_b, _) = self._described(a, b)
-        if self.network.cross_view is not None:
+        if self._sees_both:
             self._related[key] = (a, b, coarse_a, coarse_b)
             while len(self._related) > _REMEMBERED:
                 del self._related[next(iter(self._related))]
         return coarse_a, coarse_b
 
     def _described(self, a: MiniFeatures, b: MiniFeatures) -> tuple[_Maps, _Maps]:
-        """Maps of both frames, each in the light of the other where the weights allow it."""
-        if self.network.cross_view is None:
+        """Maps of both frames, each in the light of the other where that is asked for."""
+        if not self._sees_both:
             return (a.coarse.float(), None), (b.coarse.float(), None)
         contexts = (MiniContext(f.sixteenth[None].float(), f.eighth[None].float()) for f in (a, b))
         found_a, found_b = self.network.relate(*contexts)
@@ -294,8 +301,11 @@ class MiniPredictor:
         `expected` (M,) is the chance that the start is right. Returns which ones came back (K,), their places in b
         (K, 2), in fine pixels, and how sure these are (K,).
         """
-        position, peak = self._refine(a, home, b, start)
-        confidence = expected * peak
+        # The chance of the place is at most one: what cannot be sure enough is left out before the costly part.
+        hopeful = (expected >= self.config.min_confidence).nonzero()[:, 0]
+        home = home[hopeful]
+        position, peak = self._refine(a, home, b, start[hopeful])
+        confidence = expected[hopeful] * peak
         sure = (confidence >= self.config.min_confidence).nonzero()[:, 0]
         home, position = home[sure], position[sure]
         back = position.round()
@@ -303,7 +313,7 @@ class MiniPredictor:
         # The way back starts at the nearest fine pixel: what was rounded off is given back.
         error = ((returned - home + (position - back)) * FINE).norm(dim=1)
         kept = error <= self.config.return_tolerance
-        return sure[kept], position[kept], confidence[sure][kept]
+        return hopeful[sure][kept], position[kept], confidence[sure][kept]
 
     def _refine(self, a: MiniFeatures, home: Tensor, b: MiniFeatures, start: Tensor) -> tuple[Tensor, Tensor]:
         return best_in_window(a, home.long(), b, start.round().long(), self.config.radius, self.fine_factor)

@@ -66,10 +66,6 @@ class Located:
 class Locator(Protocol):
     """A predictor that can do less than match two frames, at less cost."""
 
-    def match_alone(self, pairs: Sequence[tuple[Any, Any]]) -> list[Correspondences]:
-        """As `match`, by what is known of each frame alone."""
-        ...
-
     def locate(self, reference: Any, pixels: NDArray[np.float64], view: Any) -> Located:
         """Look for pixels (N, 2) of a reference anywhere in a view."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -71,6 +71,11 @@ def ordered_map(work: Callable[[T], R], items: Iterable[T], workers: int) -> Ite
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Results of `work` in the order of the items, a few of them, as many at a time as there are cores."""
+    return list(ordered_map(work, items, min(len(items), usable_cores())))
 
 
 def _one_torch_thread() -> None:

@@ -30,9 +30,6 @@ class Locating(HalfSize):
         self.matched += len(pairs)
         return super().match(pairs)
 
-    def match_alone(self, pairs):
-        return self.match(pairs)
-
     def locate(self, reference, pixels, view):
         self.asked.append(len(pixels))
         apart = np.linalg.norm(pixels[:, None] - reference.pixels[None], axis=2)

@@ -176,7 +176,7 @@ def test_places_are_located_as_matching_finds_them(rooms, predictor):
     a, b = (
         predictor.encode(dark(view[0].numpy().astype(float), 0.0, rng)) for view in (rooms.a.radiance, rooms.b.radiance)
     )
-    matched = predictor.match_alone([(a, b)])[0]
+    matched = predictor.match([(a, b)])[0]
     fixed = np.flatnonzero(matched.anchor_a >= 0)
     found = predictor.locate(a, matched.points_a[fixed], b)
     # The way is the same but for the reliability of a keypoint, which a known place is not asked for.
