@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,7 @@ class Linearised:
 
 
 _MIN_DEPTH = 1e-6
+_UPPER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # entries that determine a symmetric 3x3 matrix
 # Beyond this many free poses the reduced system is made and factored sparse, unless more of it than a share is filled.
 _DENSE_POSES = 200
 _DENSE_SHARE = 0.3
@@ -143,36 +145,55 @@ def jacobians(problem: BundleProblem) -> Jacobians:
     length = np.hypot(residual[:, 0], residual[:, 1])
     weight = np.where(length > problem.robust_width, problem.robust_width / np.maximum(length, 1e-12), 1.0)
     root = np.sqrt(weight * front)
-    z_inverse = np.where(front, 1.0 / np.where(front, local[:, 2], 1.0), 0.0)
-    projection = np.zeros((len(local), 2, 3))
-    projection[:, 0, 0] = projection[:, 1, 1] = problem.focal * z_inverse
-    projection[:, 0, 2] = -problem.focal * local[:, 0] * z_inverse**2
-    projection[:, 1, 2] = -problem.focal * local[:, 1] * z_inverse**2
-    scale = root if problem.weights is None else root * problem.weights
-    projection *= scale[:, None, None]
-    by_pose = np.concatenate([projection, -projection @ se3.hat(local)], axis=2)
-    by_pose *= problem.pose_free[problem.frame_index][:, None, None]
-    return Jacobians(
-        residual * root[:, None],
-        by_pose,
-        projection @ problem.cameras_from_world[problem.frame_index][:, :3, :3],
-        (problem.focal * scale * z_inverse)[:, None] * local[:, :2],
-    )
+    x, y = local[:, 0], local[:, 1]
+    z = np.where(front, local[:, 2], 1.0)
+    u, v = x / z, y / z
+    scale = problem.focal * root if problem.weights is None else problem.focal * root * problem.weights
+    steepness = np.where(front, scale / z, 0.0)
+    # The rows of the projection are (1, 0, -u) and (0, 1, -v) times the steepness; a turn moves a point by its cross
+    # product with them.
+    by_pose = np.empty((len(local), 2, 6))
+    columns = ((1.0, 0.0, -u, -u * y, z + u * x, -y), (0.0, 1.0, -v, -z - v * y, v * x, x))
+    moves = steepness * problem.pose_free[problem.frame_index]
+    for row, values in enumerate(columns):
+        for column, value in enumerate(values):
+            by_pose[:, row, column] = moves * value
+    rotation = problem.cameras_from_world[:, :3, :3][problem.frame_index]
+    by_point = rotation[:, :2] - np.stack([u, v], axis=1)[:, :, None] * rotation[:, 2:]
+    by_point *= steepness[:, None, None]
+    return Jacobians(residual * root[:, None], by_pose, by_point, steepness[:, None] * local[:, :2])
 
 
 def linearise(problem: BundleProblem) -> Linearised:
     """Normal equations of a problem where it stands."""
     found = jacobians(problem)
     frames, points = len(problem.cameras_from_world), len(problem.points)
-    pose_t, point_t = found.by_pose.transpose(0, 2, 1), found.by_point.transpose(0, 2, 1)
-    weighted = found.residual[:, :, None]
-    return Linearised(
-        sum_by(problem.frame_index, pose_t @ found.by_pose, frames),
-        sum_by(problem.point_index, point_t @ found.by_point, points),
-        pose_t @ found.by_point,
-        sum_by(problem.frame_index, (pose_t @ weighted)[:, :, 0], frames),
-        sum_by(problem.point_index, (point_t @ weighted)[:, :, 0], points),
-    )
+    by_pose, by_point, residual = found.by_pose, found.by_point, found.residual[:, :, None]
+    hessian_poses, gradient_poses = _sums_by_frame(problem.frame_index, by_pose, found.residual, frames)
+    # Written out over the two rows of an observation: products of many small matrices are several times slower.
+    products = [
+        by_point[:, 0, i] * by_point[:, 0, j] + by_point[:, 1, i] * by_point[:, 1, j] for i, j in _UPPER
+    ]
+    gradient = (by_point * residual).sum(axis=1)
+    sums = sum_by(problem.point_index, np.column_stack([*products, gradient]), points)
+    hessian_points = np.empty((points, 3, 3))
+    for number, (i, j) in enumerate(_UPPER):
+        hessian_points[:, i, j] = hessian_points[:, j, i] = sums[:, number]
+    coupling = by_pose[:, 0, :, None] * by_point[:, 0, None] + by_pose[:, 1, :, None] * by_point[:, 1, None]
+    return Linearised(hessian_poses, hessian_points, coupling, gradient_poses, sums[:, 6:])
+
+
+def _sums_by_frame(frame_index: Index, by_pose: Array, residual: Array, frames: int) -> tuple[Array, Array]:
+    """Sums of the products of derivatives (K, 2, 6) with themselves, (F, 6, 6), and with residuals (K, 2), (F, 6)."""
+    if (np.diff(frame_index) < 0).any():
+        order = np.argsort(frame_index, kind='stable')
+        frame_index, by_pose, residual = frame_index[order], by_pose[order], residual[order]
+    hessian, gradient = np.zeros((frames, 6, 6)), np.zeros((frames, 6))
+    ends = np.searchsorted(frame_index, np.arange(frames + 1))
+    for frame, (begin, end) in enumerate(pairwise(ends.tolist())):
+        own = by_pose[begin:end].reshape(-1, 6)
+        hessian[frame], gradient[frame] = own.T @ own, residual[begin:end].ravel() @ own
+    return hessian, gradient
 
 
 def _block_diagonal_damped(blocks: Array, damping: float) -> Array:
@@ -190,8 +211,10 @@ class Schur:
         self._problem, self._system = problem, system
         self._free = np.flatnonzero(problem.pose_free)
         frames, points = len(problem.cameras_from_world), len(problem.points)
-        order = np.lexsort((problem.point_index, problem.frame_index))
-        counts = np.bincount(problem.frame_index, minlength=frames)
+        # Poses that are fixed have nothing to do with any point.
+        order = np.flatnonzero(problem.pose_free[problem.frame_index])
+        order = order[np.lexsort((problem.point_index[order], problem.frame_index[order]))]
+        counts = np.bincount(problem.frame_index[order], minlength=frames)
         self._order = order
         self._indptr = np.concatenate([[0], np.cumsum(counts)])
         self._columns = problem.point_index[order]
@@ -224,7 +247,6 @@ class Schur:
         place[self._free] = np.arange(len(self._free))
         pose, point = np.repeat(place, np.diff(self._indptr)), self._columns
         order = np.argsort(point, kind='stable')
-        order = order[pose[order] >= 0]
         ordered = point[order]
         points, size = len(self._problem.points), 6 * len(self._free)
         chunk = max(1, _DENSE_VALUES // (3 * size))
