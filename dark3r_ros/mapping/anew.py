@@ -133,6 +133,7 @@ def _generous(predictor: MiniPredictor) -> MiniMatchConfig:
         predictor.config,
         min_confidence=min(predictor.config.min_confidence, OFFLINE_MINI.min_confidence),
         max_matches=OFFLINE_MINI.max_matches,
+        max_keypoints=OFFLINE_MINI.max_keypoints,
     )
 
 

@@ -9,7 +9,7 @@ error says. The landmarks follow.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,7 @@ def match_again(
     keyframes = [keyframe for keyframe in submap.map.keyframes if keyframe.matchable]
     if not isinstance(predictor, MiniPredictor) or not 3 <= len(keyframes) <= config.rematch_keyframes:
         return None
+    predictor = predictor.with_config(replace(predictor.config, max_keypoints=0))
     keyframes = [keyframe for keyframe in keyframes if isinstance(keyframe.features, MiniFeatures)]
     guests = held.of(submap, log)
     views = [*map(sfm_view, keyframes), *(sfm_view(guest.view) for guest in guests)]

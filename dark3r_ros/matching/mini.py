@@ -53,6 +53,12 @@ class MiniMatchConfig(Config):
     )
     min_confidence: float = setting(0.1, 'Matches below this confidence are dropped.', minimum=0.0, maximum=1.0)
     max_matches: int = setting(1000, 'The most confident matches that are kept; 0 keeps all.', minimum=0)
+    max_keypoints: int = setting(
+        400,
+        'Keypoints of each frame, those that are most likely found, that are looked for in the other; 0 takes all. '
+        'More cost time, and poses of a camera that is followed are no better for them.',
+        minimum=0,
+    )
     cross_view: bool = setting(
         False,
         'Compare frames by the layers that see both of them, where the weights hold such. A pair takes half as long '
@@ -287,6 +293,9 @@ class MiniPredictor:
         # What can no longer reach the least confidence is left out before the costly parts.
         trusted = a.reliability.float() * side_a.seen
         chosen = ((distance <= 2 * COARSE) & (trusted >= self.config.min_confidence)).nonzero()[:, 0]
+        if 0 < self.config.max_keypoints < len(chosen):
+            order = trusted[chosen].argsort(descending=True, stable=True)
+            chosen = chosen[order[: self.config.max_keypoints].sort().values]
         keypoint, cell = a.keypoints[chosen], cell[chosen]
         likely = _around(functional.softmax(self.coarse_factor * similarity[chosen], dim=1), cell, columns)
         expected = trusted[chosen] * likely

@@ -211,7 +211,7 @@ def fold_norms(network: MiniNetwork) -> MiniNetwork:
                 first, second = module[number], module[number + 1]
                 if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
                     module[number], module[number + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
-        elif isinstance(module, _Residual):
+        elif isinstance(module, _Residual) and isinstance(module.norm, nn.BatchNorm2d):
             module.second, module.norm = fuse_conv_bn_eval(module.second, module.norm), nn.Identity()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

@@ -171,9 +171,7 @@ def linearise(problem: BundleProblem) -> Linearised:
     by_pose, by_point, residual = found.by_pose, found.by_point, found.residual[:, :, None]
     hessian_poses, gradient_poses = _sums_by_frame(problem.frame_index, by_pose, found.residual, frames)
     # Written out over the two rows of an observation: products of many small matrices are several times slower.
-    products = [
-        by_point[:, 0, i] * by_point[:, 0, j] + by_point[:, 1, i] * by_point[:, 1, j] for i, j in _UPPER
-    ]
+    products = [by_point[:, 0, i] * by_point[:, 0, j] + by_point[:, 1, i] * by_point[:, 1, j] for i, j in _UPPER]
     gradient = (by_point * residual).sum(axis=1)
     sums = sum_by(problem.point_index, np.column_stack([*products, gradient]), points)
     hessian_points = np.empty((points, 3, 3))

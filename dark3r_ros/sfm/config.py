@@ -9,7 +9,7 @@ from dark3r_ros.config import Config, setting
 from dark3r_ros.matching.mini import MiniMatchConfig
 
 # Offline there is time to verify doubtful matches, and four in ten of the least confident are right at -4 dB.
-OFFLINE_MINI = MiniMatchConfig(min_confidence=0.003, max_matches=0)
+OFFLINE_MINI = MiniMatchConfig(min_confidence=0.003, max_matches=0, max_keypoints=0)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Model:
             with TemporaryDirectory() as folder, _plain(self.network) as network:
                 path = Path(folder) / 'mini.safetensors'
                 save_mini(path, network, {})
-                config = MiniMatchConfig(min_confidence=0.0, max_matches=0) if every else None
+                config = MiniMatchConfig(min_confidence=0.0, max_matches=0, max_keypoints=0) if every else None
                 return MiniPredictor(path, config, device='cpu')
         device = str(next(self.network.parameters()).device)
         return NetworkPredictor(TorchBackend(self.network, self.normalisation, device, 'fp32'))
