@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from dark3r_ros.errors import DataError
+from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.matching.classical import ClassicalPredictor
 from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor, summit
@@ -188,3 +188,36 @@ def test_places_are_located_as_matching_finds_them(rooms, predictor):
     error = np.linalg.norm(found.pixels - matched.points_b[between][found.rows], axis=1)
     assert len(found.rows) > 0.7 * len(between) and np.median(error) < 1.0
     assert len(predictor.locate(a, np.zeros((0, 2)), b).rows) == 0
+
+
+def test_only_the_most_reliable_keypoints_are_looked_for(rooms, predictor):
+    rng = np.random.default_rng(6)
+    a, b = (
+        predictor.encode(dark(view[0].numpy().astype(float), 0.0, rng)) for view in (rooms.a.radiance, rooms.b.radiance)
+    )
+    every = predictor.with_config(MiniMatchConfig(max_matches=0, max_keypoints=0)).match([(a, b)])[0]
+    few = predictor.with_config(MiniMatchConfig(max_matches=0, max_keypoints=50)).match([(a, b)])[0]
+    for features, anchors, all_anchors in ((a, few.anchor_a, every.anchor_a), (b, few.anchor_b, every.anchor_b)):
+        chosen, known = anchors[anchors >= 0], all_anchors[all_anchors >= 0]
+        assert 20 < len(chosen) <= 50 < len(known)
+        assert set(chosen.tolist()) <= set(known.tolist())
+        left_out = np.setdiff1d(known, chosen)
+        assert features.reliability[chosen].min() >= features.reliability[left_out].float().quantile(0.9)
+    # What is found is the same, place by place.
+    where = {int(number): place for number, place in zip(every.anchor_a, every.points_b, strict=True) if number >= 0}
+    for number, place in zip(few.anchor_a, few.points_b, strict=True):
+        if number >= 0:
+            np.testing.assert_array_equal(place, where[int(number)])
+
+
+def test_cross_view_layers_are_used_where_they_are_asked_for(rooms, predictor):
+    rng = np.random.default_rng(6)
+    planes = [dark(view[0].numpy().astype(float), 0.0, rng) for view in (rooms.a.radiance, rooms.b.radiance)]
+    beside = MiniPredictor(config=MiniMatchConfig(cross_view=True), device='cpu')
+    alone = predictor.match([tuple(map(predictor.encode, planes))])[0]
+    features = [beside.encode(one) for one in planes]
+    together = beside.match([tuple(features)])[0]
+    assert features[0].nbytes > predictor.encode(planes[0]).nbytes
+    assert len(together) > 100 and not np.array_equal(together.confidence, alone.confidence)
+    with pytest.raises(ConfigError, match='do not mix'):
+        predictor.with_config(beside.config)

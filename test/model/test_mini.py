@@ -11,6 +11,8 @@ from dark3r_ros.model.mini import (
     BUNDLED_TEACHER,
     MiniConfig,
     MiniNetwork,
+    asinh,
+    fold_norms,
     load_mini,
     pad_image,
     read_mini_header,
@@ -92,3 +94,23 @@ def test_bundled_weights_say_where_they_come_from(path, role):
     network, _ = load_mini(path)
     assert 2_000_000 < network.parameter_count() < 15_000_000
     assert network.cross_view is not None
+
+
+def test_a_network_with_folded_norms_says_the_same():
+    plain, folded = load_mini(BUNDLED)[0], fold_norms(load_mini(BUNDLED)[0])
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in plain.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    image = 3.0 * torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        expected, found = plain(image), folded(image)
+        both = (network.relate(x.context, x.context)[0] for network, x in ((plain, expected), (folded, found)))
+        assert all(torch.allclose(x.coarse, y.coarse, atol=1e-5) for x, y in [tuple(both)])
+    for name in ('coarse', 'fine', 'reliability'):
+        assert torch.allclose(getattr(found, name), getattr(expected, name), atol=1e-4), name
+
+
+def test_asinh_is_exact_over_all_sizes():
+    size = torch.logspace(-12, 12, 2001)
+    x = torch.cat([-size, torch.zeros(1), size])
+    expected = torch.asinh(x.double())
+    assert ((asinh(x) - expected).abs() <= 3e-7 * expected.abs()).all()

@@ -61,6 +61,53 @@ def test_reaches_the_minimum_of_a_dense_solver():
     assert result.cost_after < 0.1 * result.cost_before
 
 
+@pytest.mark.parametrize('ordered', [True, False])
+def test_normal_equations_are_those_of_numeric_derivatives(ordered):
+    problem, _, _ = make_problem(frames=4, points=12)
+    rng = np.random.default_rng(3)
+    order = np.arange(len(problem.frame_index)) if ordered else rng.permutation(len(problem.frame_index))
+    problem = replace(
+        problem,
+        frame_index=problem.frame_index[order],
+        point_index=problem.point_index[order],
+        observations=problem.observations[order],
+        weights=rng.uniform(0.2, 1.0, len(order)),
+    )
+    step = 1e-6
+
+    def residuals(twists, moves):
+        free = problem.pose_free[:, None]
+        trial = bundle.moved(problem, np.where(free, twists, 0.0), moves)
+        return bundle._residuals(trial, bundle.local_points(trial))[0].ravel()
+
+    poses, points = np.zeros((4, 6)), np.zeros((12, 3))
+    columns = []
+    for values in (poses, points):
+        for place in np.ndindex(values.shape):
+            values[place] = step
+            ahead = residuals(poses, points)
+            values[place] = -step
+            columns.append((ahead - residuals(poses, points)) / (2 * step))
+            values[place] = 0.0
+    derivative = np.stack(columns, axis=1)
+    normal, gradient = derivative.T @ derivative, derivative.T @ residuals(poses, points)
+    found = bundle.linearise(problem)
+    coupling = np.zeros((4, 12, 6, 3))
+    np.add.at(coupling, (problem.frame_index, problem.point_index), found.coupling)
+    scale = np.abs(normal).max()
+    for frame in range(4):
+        own = slice(6 * frame, 6 * frame + 6)
+        np.testing.assert_allclose(found.hessian_poses[frame], normal[own, own], atol=1e-6 * scale)
+        np.testing.assert_allclose(found.gradient_poses[frame], gradient[own], atol=1e-5 * np.abs(gradient).max())
+        for point in range(12):
+            across = slice(24 + 3 * point, 27 + 3 * point)
+            np.testing.assert_allclose(coupling[frame, point], normal[own, across], atol=1e-6 * scale)
+            np.testing.assert_allclose(found.hessian_points[point], normal[across, across], atol=1e-6 * scale)
+            np.testing.assert_allclose(
+                found.gradient_points[point], gradient[across], atol=1e-5 * np.abs(gradient).max()
+            )
+
+
 def test_many_poses_are_solved_as_few_are(monkeypatch):
     problem, _, _ = make_problem(frames=40, points=300)
     dense = adjust(problem, 6, 0.0)
