@@ -55,6 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--bag', type=Path, help='play this bag instead of simulating one')
     parser.add_argument('--truth', type=Path, help='truth of that bag: TUM file or cameras.json')
     parser.add_argument('--noise', default='', metavar='NAME', help='noise preset or YAML file of that bag')
+    parser.add_argument(
+        '--live',
+        action='store_true',
+        help='images come when they were taken, as from a camera, and what the node cannot take is dropped and '
+        'counted; by default the player waits for it',
+    )
+    parser.add_argument(
+        '--delay', type=float, default=0.0, metavar='S', help='with --live: images come up to S seconds late, at random'
+    )
     parser.add_argument('--json', action='store_true', help='print the closing figures as JSON')
 
 
@@ -136,18 +145,19 @@ class PlayedFrames:
             self._done += 1
 
 
-def run_graph(bag: Path, output: Path, noise: str) -> float:
-    """Play the bag to the mapping node while a recorder writes `output`; return the seconds that took."""
+def run_graph(bag: Path, output: Path, noise: str, live: bool = False, delay: float = 0.0) -> float:
+    """Play the bag to the mapping node while a recorder writes `output`; return the seconds that took.
+
+    `live` plays it as a camera would, each image up to `delay` seconds late.
+    """
     with BagReader(bag) as reader:
         total = max((topic.count for topic in reader.topics if topic.type == 'sensor_msgs/msg/Image'), default=0)
         length_s = (reader.end_ns - reader.start_ns) / 1e9
-    mapping = {
-        'queue_length': 4 * _LOCKSTEP,
-        'image_reliability': 'reliable',
-        'image_depth': 4 * _LOCKSTEP,
-        'idle_flush': 1.5,
-        **levels_of(bag),
-    }
+    mapping: dict[str, Any] = {'image_reliability': 'reliable', 'idle_flush': 1.5, **levels_of(bag)}
+    playing = {'bag': bag.absolute(), 'progress': 0.5, 'odom_tf': True, 'image_delay': delay}
+    if not live:
+        mapping |= {'queue_length': 4 * _LOCKSTEP, 'image_depth': 4 * _LOCKSTEP}
+        playing['lockstep'] = _LOCKSTEP
     if noise:
         mapping['noise_file' if noise.endswith(('.yaml', '.yml')) else 'noise_preset'] = noise
     started = time.monotonic()
@@ -159,10 +169,7 @@ def run_graph(bag: Path, output: Path, noise: str) -> float:
         # Who comes late misses the first frames: the player starts when the others listen.
         children.wait_for_line(node, 'active: waiting for images', _START_SECONDS)
         children.wait_for_line(recorder, 'recording', _START_SECONDS)
-        replay = children.start(
-            'replay',
-            node_command('replay', {'bag': bag.absolute(), 'lockstep': _LOCKSTEP, 'progress': 0.5, 'odom_tf': True}),
-        )
+        replay = children.start('replay', node_command('replay', playing))
         bar = PlayedFrames(replay, total)
         children.wait_for(replay, _START_SECONDS + 10.0 * length_s + 2.0 * total, each=bar)
         bar()
@@ -229,6 +236,8 @@ def prepare(args: argparse.Namespace) -> None:
     """Check everything that can be wrong before the long work begins."""
     if (args.bag is None) != (args.truth is None):
         raise ConfigError('--bag and --truth belong together: give both or neither')
+    if not 0.0 <= args.delay <= 60.0 or (args.delay and not args.live):
+        raise ConfigError('--delay takes 0 to 60 seconds and belongs to --live: a player that waits keeps no times')
     check_environment()
     check_target(args.output.absolute(), overwrite=True, marker=REPORT_FILE)
     try:
@@ -248,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         bag, truth, noise = args.bag, args.truth, args.noise
     print('replaying it over DDS: replay -> mapping node -> recorder', file=sys.stderr)
-    seconds = run_graph(bag, output, noise)
+    seconds = run_graph(bag, output, noise, args.live, args.delay)
     print(f'mapped in {seconds:.0f} s; scoring against the truth', file=sys.stderr)
     evaluation = score(output, truth, bag, noise)
     report = json.loads((output / REPORT_FILE).read_text())

@@ -8,14 +8,16 @@ stays at most so many frames ahead of it: then nothing is dropped, however slow 
 
 from __future__ import annotations
 
+import heapq
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rclpy.node import Node
 
 from dark3r_ros.config import Config, setting
@@ -27,6 +29,7 @@ from dark3r_ros.storage.ros_messages import CAMERA_INFO, IMAGE, ODOMETRY, TF, de
 from dark3r_ros.storage.source import open_source
 
 STATUS_TOPIC = 'dark3r_mapping/status'
+_JUMP_NS = 1_000_000_000  # stamps that go back by more begin anew, as where a bag holds two recordings
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,14 @@ class ReplayConfig(Config):
     )
     lockstep_patience: float = setting(
         20.0, 'Time after which a frame without status counts as lost.', unit='s', minimum=0.1, maximum=3600.0
+    )
+    image_delay: float = setting(
+        0.0,
+        'Largest of random delays of the images, as on a busy network: each is late by anything up to it. Images keep '
+        'their order, all other messages are on time.',
+        unit='s',
+        minimum=0.0,
+        maximum=60.0,
     )
     play_tf: bool = setting(True, 'Play /tf of the bag; switch it off when the bag holds map -> odom already.')
     odom_tf: bool = setting(False, 'Also publish the odometry of the bag as transforms odom -> base.')
@@ -135,6 +146,34 @@ def folder_items(path: Path, warn: Callable[[str], None]) -> Iterator[Item]:
         warn(sentence)
 
 
+def scheduled(items: Iterable[Item], delay: float, seed: int = 0) -> Iterator[tuple[int, Item]]:
+    """When each message leaves, in nanoseconds of the recording; images are up to `delay` seconds late.
+
+    Without a delay messages leave in the order of recording. With one, images keep theirs, and so does what lies before
+    and after a jump back in time.
+    """
+    random = np.random.default_rng(seed)
+    waiting: list[tuple[int, int, Item]] = []
+    image_ns = before_ns = 0
+    for number, item in enumerate(items):
+        jumped = item.stamp_ns < before_ns - _JUMP_NS
+        # Nothing that is still to come leaves before it was taken.
+        while waiting and (jumped or waiting[0][0] <= item.stamp_ns):
+            due_ns, _, ready = heapq.heappop(waiting)
+            yield due_ns, ready
+        before_ns, due_ns = item.stamp_ns, item.stamp_ns
+        if delay <= 0:
+            yield due_ns, item
+            continue
+        if item.topic == 'image_raw':
+            late_ns = due_ns + int(1e9 * delay * random.random())
+            image_ns = due_ns = late_ns if jumped else max(image_ns, late_ns)
+        heapq.heappush(waiting, (due_ns, number, item))
+    while waiting:
+        due_ns, _, ready = heapq.heappop(waiting)
+        yield due_ns, ready
+
+
 class Lockstep:
     """How many published frames the mapping has not answered yet."""
 
@@ -178,8 +217,9 @@ class Replay(Node):
         path = Path(self.config.bag).expanduser()
         if not path.exists():
             raise DataError(f'{path} does not exist')
-        self._items = bag_items(path, self.config, self._warn) if is_bag(path) else folder_items(path, self._warn)
-        self._next: Item | None = next(self._items, None)
+        items = bag_items(path, self.config, self._warn) if is_bag(path) else folder_items(path, self._warn)
+        self._items = scheduled(items, self.config.image_delay)
+        self._next: tuple[int, Item] | None = next(self._items, None)
         if self._next is None:
             raise DataError(f'{path} holds no frames')
         self._publishers_by_topic = {
@@ -217,8 +257,8 @@ class Replay(Node):
         given_up = self._lockstep.give_up(now, self.config.lockstep_patience)
         if given_up:
             self._warn(f'{given_up} frames got no status within {self.config.lockstep_patience:g} s: going on')
-        while self._next is not None and self._due(self._next, now):
-            self._send(self._next, now)
+        while self._next is not None and self._due(*self._next, now):
+            self._send(self._next[1], now)
             self._next = next(self._items, None)
             now = time.monotonic()
         if self._done_at is None and now - self._told > self.config.progress:
@@ -237,7 +277,7 @@ class Replay(Node):
         if ready:
             assert self._next is not None
             # Matched does not yet mean that the other side has opened its end of the connection.
-            self._started, self._first_ns = now + 0.5, self._next.stamp_ns
+            self._started, self._first_ns = now + 0.5, self._next[0]
             self.get_logger().info(f'playing {self.config.bag} on {image.topic_name}')
         elif now - self._born > self.config.wait_for_subscriber:
             raise DataError(
@@ -245,9 +285,9 @@ class Replay(Node):
                 'mapping node, and use the same ROS_DOMAIN_ID and topic name'
             )
 
-    def _due(self, item: Item, now: float) -> bool:
+    def _due(self, due_ns: int, item: Item, now: float) -> bool:
         assert self._started is not None
-        if now < self._started + (item.stamp_ns - self._first_ns) / 1e9 / self.config.rate:
+        if now < self._started + (due_ns - self._first_ns) / 1e9 / self.config.rate:
             return False
         full = self.config.lockstep and len(self._lockstep) >= self.config.lockstep
         return not (full and item.topic == 'image_raw')

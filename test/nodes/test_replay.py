@@ -14,7 +14,7 @@ from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.nodes import convert, qos
-from dark3r_ros.nodes.replay import STATUS_TOPIC, Lockstep, Replay
+from dark3r_ros.nodes.replay import STATUS_TOPIC, Item, Lockstep, Replay, scheduled
 from dark3r_ros.raw.camera_info import camera_from_info
 from dark3r_ros.storage.bag import BagWriter
 from dark3r_ros.types import Frame
@@ -78,6 +78,28 @@ def test_the_rate_is_kept(graph, make, bag):
     graph.until(lambda: replay.finished, 10.0)
     assert len(arrivals) == 10
     assert 0.9 * 9 * 0.04 < arrivals[-1] - arrivals[0] < 2.0 * 9 * 0.04
+
+
+def test_images_come_late_at_random_and_in_order():
+    items = [Item(topic, T0 + n * STEP, n) for n in range(200) for topic in ('odom', 'image_raw')]
+    sent = list(scheduled(items, 0.05))
+    assert sorted((item.stamp_ns, item.topic) for _, item in sent) == sorted((i.stamp_ns, i.topic) for i in items)
+    assert [due for due, _ in sent] == sorted(due for due, _ in sent)
+    late = {topic: [(due - i.stamp_ns) / 1e9 for due, i in sent if i.topic == topic] for topic in ('odom', 'image_raw')}
+    assert not any(late['odom'])
+    assert 0.0 <= min(late['image_raw']) < 0.01 and 0.04 < max(late['image_raw']) <= 0.05
+    stamps = [item.stamp_ns for _, item in sent if item.topic == 'image_raw']
+    assert stamps == sorted(stamps)
+    assert list(scheduled(items, 0.05)) == sent
+    # Messages of another topic overtake an image that is late.
+    assert [item.stamp_ns for _, item in sent] != [item.stamp_ns for item in items]
+
+
+def test_a_recording_that_begins_anew_is_played_to_its_end_first():
+    first = [Item('image_raw', T0 + n * STEP, n) for n in range(20)]
+    again = [Item('image_raw', T0 - 3_000_000_000 + n * STEP, n) for n in range(20)]
+    for delay in (0.0, 0.2):
+        assert [item for _, item in scheduled([*first, *again], delay)] == [*first, *again]
 
 
 def test_lockstep_never_gets_further_ahead(graph, make, bag):
