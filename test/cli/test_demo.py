@@ -37,6 +37,8 @@ def test_without_ros_one_line_says_what_to_do(monkeypatch, capsys, tmp_path):
 def test_mistakes_are_found_before_the_work(tmp_path, capsys):
     assert main(['demo', '--bag', str(tmp_path)]) == 2
     assert '--truth' in capsys.readouterr().err
+    assert main(['demo', '-o', str(tmp_path / 'out'), '--delay', '-1']) == 2
+    assert '--delay takes' in capsys.readouterr().err
     precious = tmp_path / 'precious'
     precious.mkdir()
     (precious / 'thesis.txt').write_text('x')
@@ -70,3 +72,24 @@ def test_a_short_drive_goes_all_the_way(tmp_path):
     # The wheels own odom -> base_link. The node's map -> odom waits for metres, which so short a drive does not give.
     assert set(report['transforms']) == {'odom -> base_link'}
     assert {path.name for path in (output / 'report').iterdir()} >= {'trajectory.png', 'samples.png', 'cloud.png'}
+
+
+@pytest.mark.slow
+@pytest.mark.flaky(reruns=2)
+@needs_ros
+def test_images_that_come_late_at_random_are_all_posed(tmp_path):
+    bag, output = tmp_path / 'bag', tmp_path / 'demo'
+    simulated = ['simulate', 'tunnel', '-o', str(bag), '--seconds', '3', '--rate', '4', '--size', '640x480']
+    assert main([*simulated, '--snr', '20', '--no-depth', '--odometry']) == 0
+    command = [
+        sys.executable, '-m', 'dark3r_ros.cli.main', 'demo', '-o', str(output), '--bag', str(bag),
+        '--truth', str(bag / 'truth.tum'), '--delay', '0.4', '--json',
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'}
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout[done.stdout.index('{') :])
+    # Calibration and odometry are there long before the images that they belong to.
+    assert figures['posed_share'] == 1.0 and figures['ate_relative'] < 0.02
+    assert json.loads((output / 'report.json').read_text())['counts']['dropped'] == 0
