@@ -82,6 +82,9 @@ class Linearised:
 
 
 _MIN_DEPTH = 1e-6
+# Damps what nothing is known of. No larger: where a drift of scale has made the unit of a stretch 10^10 times that of
+# another, derivatives by its lengths are that much smaller, and mean as much.
+_LEAST_OWN = 1e-60
 # Beyond this many free poses the reduced system is made and factored sparse, unless more of it than a share is filled.
 _DENSE_POSES = 200
 _DENSE_SHARE = 0.3
@@ -179,7 +182,7 @@ def _block_diagonal_damped(blocks: Array, damping: float) -> Array:
     result = blocks.copy()
     diagonal = np.arange(blocks.shape[1])
     own = blocks[:, diagonal, diagonal]
-    result[:, diagonal, diagonal] += damping * np.maximum(own, 1e-6)
+    result[:, diagonal, diagonal] += damping * np.maximum(own, _LEAST_OWN)
     return result
 
 

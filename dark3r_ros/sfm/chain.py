@@ -41,6 +41,8 @@ _PLACES = 4
 # Views that far from a beginning know it better than it knows itself: where they turn it by more, they are right.
 _BEYOND = 4
 _TWIST = np.radians(2.0)
+# Where the steps of the chain have shrunk by this, the world is moved there.
+_SHRUNK = 0.01
 
 
 def time_order(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> list[int]:
@@ -147,6 +149,24 @@ def _nucleus(
     return most / max(sum(len(pair) for pair in pairs), 1), best
 
 
+def step_length(path: Sequence[Array]) -> float:
+    """Median distance between neighbours on a path of poses camera_from_world."""
+    centres = se3.inverse(np.stack(path))[:, :3, 3]
+    return float(np.median(np.linalg.norm(np.diff(centres, axis=0), axis=1)))
+
+
+def seen_from(poses: Mapping[int, Array], number: int, unit: float) -> dict[int, Array]:
+    """The same poses camera_from_world in the world of one of their cameras, lengths in a unit given in the old one.
+
+    A drift of scale of some per cent a second makes steps shrink by 10^13 in minutes. Numbers of 16 digits do not hold
+    such a path as seen from its beginning. Seen from where the steps are smallest, each place is as exact as its own
+    steps need.
+    """
+    new_from_old = se3.inverse(poses[number])
+    moved = {other: pose @ new_from_old for other, pose in poses.items()}
+    return {other: se3.make(pose[:3, :3], pose[:3, 3] / unit) for other, pose in moved.items()}
+
+
 def adjusted(
     pairs: Sequence[VerifiedPair], poses: Mapping[int, Array], views: Sequence[View], config: SfmConfig
 ) -> Refined:
@@ -199,7 +219,7 @@ class Chain:
 
         `within` are the places of the order that it may reach; all of them by default.
         """
-        poses = dict(start)
+        poses, base = dict(start), 0.0
         if len(poses) == 2:
             poses = {**poses, **self.adjusted(poses, max(poses), 1.0).poses}
         ends = sorted(self._place[number] for number in poses)
@@ -218,6 +238,12 @@ class Chain:
                 missed = 0
                 poses[number] = pose
                 poses |= self.adjusted(poses, number, 0.5).poses
+                unit = step_length(
+                    [poses[other] for other in sorted(self._window(number, poses), key=self._place.__getitem__)]
+                )
+                base = base or unit
+                if unit < _SHRUNK * base:
+                    poses, base = seen_from(poses, number, unit), 1.0
                 if tick is not None:
                     tick()
         return poses
@@ -225,7 +251,14 @@ class Chain:
     def _window(self, number: int, poses: Mapping[int, Array]) -> list[int]:
         """The posed views nearest in time to a view, farthest first."""
         rank = self._place[number]
-        return sorted(poses, key=lambda other: (-abs(self._place[other] - rank), other))[-_WINDOW:]
+        found: list[int] = []
+        for apart in range(len(self._order)):
+            if len(found) >= _WINDOW:
+                break
+            # Of two equally near ones the greater number counts as the nearer.
+            near = {place for place in (rank - apart, rank + apart) if 0 <= place < len(self._order)}
+            found += sorted((self._order[place] for place in near if self._order[place] in poses), reverse=True)
+        return found[:_WINDOW][::-1]
 
     def _pairs_within(self, numbers: set[int]) -> list[VerifiedPair]:
         return [pair for number in sorted(numbers) for pair in self._of_first[number] if pair.second in numbers]
@@ -240,7 +273,7 @@ class Chain:
         tracks = build_tracks(self._views, pairs)
         near = {other: poses[other] for other in window}
         structure = triangulate_tracks(tracks, near, focal, error, np.radians(0.5))
-        rows, points = known_points(tracks, structure, number)
+        rows, points = known_points(tracks, structure, [number])[number]
         view, config = self._views[number], self._config
         observed = tracks.normalised[rows]
         found = resect(structure.points[points], observed, view.focal, error, min_inliers=config.min_inliers)

@@ -7,7 +7,8 @@ seen at its own pixel and at every place where it was found. Ordinary tracks joi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -109,10 +110,18 @@ def _centre_sigma(point: Index, sigma: Array, count: int) -> Array:
 def normalise_pixels(views: Sequence[View], view: Index, pixels: Array) -> Array:
     """Undistorted normalised coordinates (K, 2) of pixels (K, 2) of several views (K,)."""
     result = np.zeros_like(pixels)
-    for number in np.unique(view):
-        mine = view == number
+    for number, mine in rows_by(view):
         result[mine] = views[number].normalised(pixels[mine])
     return result
+
+
+def rows_by(index: Index) -> Iterator[tuple[int, Index]]:
+    """Numbers that occur in an index (K,), rising, each with its rows, rising as well: one sort for all of them."""
+    order = np.argsort(index, kind='stable')
+    numbers, begins = np.unique(index[order], return_index=True)
+    bounds = itertools.pairwise([*begins.tolist(), len(order)])
+    for number, (begin, end) in zip(numbers.tolist(), bounds, strict=True):
+        yield number, order[begin:end]
 
 
 def build_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:

@@ -194,7 +194,8 @@ def _least_squares(tracks: Tracks, table: Array, points: Array, good: NDArray[np
     normal = sum_by(point, jacobian.transpose(0, 2, 1) @ jacobian, len(points))
     right = sum_by(point, np.einsum('kri,kr->ki', jacobian, residual), len(points))
     trace = np.trace(normal, axis1=1, axis2=2)
-    normal += (1e-9 * trace + 1e-12)[:, None, None] * np.eye(3)
+    # Points far away in the unit of the map may be near in that of their views.
+    normal += (1e-9 * trace + np.clip(1e-6 * trace, 1e-60, 1e-12))[:, None, None] * np.eye(3)
     step = np.linalg.solve(normal, right[:, :, None])[:, :, 0]
     enough = np.bincount(point, minlength=len(points)) >= 2
     return np.where(enough[:, None], points - step, points)
