@@ -82,9 +82,9 @@ class Linearised:
 
 
 _MIN_DEPTH = 1e-6
-# Damps what nothing is known of. No larger: where a drift of scale has made the unit of a stretch 10^10 times that of
-# another, derivatives by its lengths are that much smaller, and mean as much.
-_LEAST_OWN = 1e-60
+# Least curvature that damping counts with, and its share of that along another axis. Where a drift of scale has made
+# the unit of a stretch 10^10 times that of another, derivatives by its lengths are that much smaller and mean as much.
+_LEAST_OWN, _LEAST_SHARE, _NOTHING = 1e-6, 1e-3, 1e-60
 # Beyond this many free poses the reduced system is made and factored sparse, unless more of it than a share is filled.
 _DENSE_POSES = 200
 _DENSE_SHARE = 0.3
@@ -182,7 +182,9 @@ def _block_diagonal_damped(blocks: Array, damping: float) -> Array:
     result = blocks.copy()
     diagonal = np.arange(blocks.shape[1])
     own = blocks[:, diagonal, diagonal]
-    result[:, diagonal, diagonal] += damping * np.maximum(own, _LEAST_OWN)
+    # Lengths and angles apart.
+    largest = np.repeat(own.reshape(len(own), own.shape[1] // 3, 3).max(axis=2), 3, axis=1)
+    result[:, diagonal, diagonal] += damping * np.maximum(own, np.clip(_LEAST_SHARE * largest, _NOTHING, _LEAST_OWN))
     return result
 
 

@@ -101,12 +101,11 @@ def map_in_order(
     order = moving_views(pairs, time_order(views, pairs))
     within = set(order)
     inside = [pair for pair in pairs if pair.first in within and pair.second in within]
-    near = [pair.verified() for pair in near_pairs(inside, order)]
+    near = near_pairs(inside, order)
     chain = Chain(order, near, views, config)
     best, most = _nothing(views), -1
     for nucleus in _nuclei(order, near, views, config):
-        grown = chain.straightened(chain.grown(nucleus, tick), nucleus)
-        state = adjusted(near, grown, views, config)
+        state = adjusted(near, chain.mapped(nucleus, tick), views, config)
         held = len(state.structure.tracks.point)
         if held > most:
             best, most = state, held
@@ -146,7 +145,7 @@ def _nucleus(
         held = len(state.structure.tracks.point)
         if held > most:
             best, most = state.poses, held
-    return most / max(sum(len(pair) for pair in pairs), 1), best
+    return most / max(sum(pair.support for pair in pairs), 1), best
 
 
 def step_length(path: Sequence[Array]) -> float:
@@ -170,12 +169,13 @@ def seen_from(poses: Mapping[int, Array], number: int, unit: float) -> dict[int,
 def adjusted(
     pairs: Sequence[VerifiedPair], poses: Mapping[int, Array], views: Sequence[View], config: SfmConfig
 ) -> Refined:
-    """All poses adjusted by the matches of some pairs."""
+    """All poses adjusted by the matches of some pairs that agree with their geometries."""
     if not poses:
         return _nothing(views)
     errors = (2.0 * config.max_error, 1.5 * config.max_error)
     parallax = np.radians(max(config.min_parallax, 0.5))
-    return refine(build_tracks(views, pairs), poses, median_focal(views, poses), errors=errors, min_parallax=parallax)
+    tracks = build_tracks(views, pairs, verified=True)
+    return refine(tracks, poses, median_focal(views, poses), errors=errors, min_parallax=parallax)
 
 
 class Chain:
@@ -190,7 +190,20 @@ class Chain:
         for pair in pairs:
             self._of_first[pair.first].append(pair)
 
-    def straightened(self, poses: dict[int, Array], nucleus: Collection[int]) -> dict[int, Array]:
+    def mapped(self, nucleus: Mapping[int, Array], tick: Callable[[], None] | None = None) -> dict[int, Array]:
+        """Poses camera_from_world by view, from those of a nucleus both ways to where the chain breaks.
+
+        It grows around the nucleus first, and farther when that is straight.
+        """
+        ranks = [self._place[number] for number in nucleus]
+        margin = _BEYOND + 2 * _WINDOW
+        near = range(max(min(ranks) - margin, 0), min(max(ranks) + margin + 1, len(self._order)))
+        poses = self.straightened(self.grown(nucleus, within=near), nucleus, near)
+        return self.grown(poses, tick, between=False)
+
+    def straightened(
+        self, poses: dict[int, Array], nucleus: Collection[int], within: range | None = None
+    ) -> dict[int, Array]:
         """Poses grown from a nucleus, or grown anew from views beyond it where these turn its views otherwise.
 
         In views that are narrow for their steps five may be explained by a motion to the side with a turn, too.
@@ -210,23 +223,28 @@ class Chain:
             se3.rotation_angle((poses[b] @ se3.inverse(poses[a]) @ again[a] @ se3.inverse(again[b]))[:3, :3])
             for a, b in itertools.pairwise(common)
         ]
-        return self.grown(start) if max(turned, default=0.0) > _TWIST else poses
+        return self.grown(start, within=within) if max(turned, default=0.0) > _TWIST else poses
 
     def grown(
-        self, start: Mapping[int, Array], tick: Callable[[], None] | None = None, within: range | None = None
+        self,
+        start: Mapping[int, Array],
+        tick: Callable[[], None] | None = None,
+        within: range | None = None,
+        between: bool = True,
     ) -> dict[int, Array]:
         """Poses camera_from_world by view, from those of a start both ways to where the chain breaks.
 
-        `within` are the places of the order that it may reach; all of them by default.
+        `within` are the places of the order that it may reach; all of them by default. `between` says whether views
+        that lie between those of the start are tried, too.
         """
         poses, base = dict(start), 0.0
         if len(poses) == 2:
             poses = {**poses, **self.adjusted(poses, max(poses), 1.0).poses}
         ends = sorted(self._place[number] for number in poses)
         within = within or range(len(self._order))
-        between = [number for number in self._order[ends[0] : ends[-1]] if number not in poses]
+        gaps = [number for number in self._order[ends[0] : ends[-1]] if number not in poses] if between else []
         ahead, back = self._order[ends[-1] + 1 : within.stop], self._order[within.start : ends[0]][::-1]
-        for way in (between, ahead, back):
+        for way in (gaps, ahead, back):
             missed = 0
             for number in way:
                 pose = self._resected(number, poses)
@@ -270,7 +288,7 @@ class Chain:
         if not any(number in (pair.first, pair.second) for pair in pairs):
             return None
         focal, error = median_focal(self._views, window), 2.0 * self._config.max_error
-        tracks = build_tracks(self._views, pairs)
+        tracks = build_tracks(self._views, pairs, verified=True)
         near = {other: poses[other] for other in window}
         structure = triangulate_tracks(tracks, near, focal, error, np.radians(0.5))
         rows, points = known_points(tracks, structure, [number])[number]
@@ -287,7 +305,7 @@ class Chain:
         """Those poses near the newest one in time, adjusted; the oldest of them stay where they are."""
         window = self._window(newest, poses)
         return refine(
-            build_tracks(self._views, self._pairs_within(set(window))),
+            build_tracks(self._views, self._pairs_within(set(window)), verified=True),
             {number: poses[number] for number in window},
             median_focal(self._views, window),
             errors=(error or 2.0 * self._config.max_error,),

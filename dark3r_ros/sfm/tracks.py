@@ -124,32 +124,35 @@ def rows_by(index: Index) -> Iterator[tuple[int, Index]]:
         yield number, order[begin:end]
 
 
-def build_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:
+def build_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair], verified: bool = False) -> Tracks:
     """Star tracks of all matches where the pairs have anchors; ordinary ones of those that agree with their geometry.
 
-    A wrong match spoils one observation of a star, but joins two ordinary tracks for good.
+    A wrong match spoils one observation of a star, but joins two ordinary tracks for good. With `verified`, stars too
+    are made of those that agree alone.
     """
     if all(pair.star for pair in pairs):
-        return _star_tracks(views, pairs)
+        return _star_tracks(views, pairs, verified)
     return _joined_tracks(views, [pair.verified() for pair in pairs])
 
 
-def _star_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:
+def _star_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair], verified: bool) -> Tracks:
     centre_view, anchor, centre_pixels, other_view, other_pixels, sigma = [], [], [], [], [], []
     for pair in pairs:
+        pixels_first, pixels_second, confidence = pair.pixels_first, pair.pixels_second, pair.confidence
+        asked = pair.agrees if verified else np.ones(len(pair), dtype=bool)
         sides = (
-            (pair.first, pair.identity_first, pair.pixels_first, pair.second, pair.pixels_second),
-            (pair.second, pair.identity_second, pair.pixels_second, pair.first, pair.pixels_first),
+            (pair.first, pair.identity_first, pixels_first, pair.second, pixels_second),
+            (pair.second, pair.identity_second, pixels_second, pair.first, pixels_first),
         )
         for here, identity, pixels, there, found in sides:
-            rows = identity >= 0
+            rows = (identity >= 0) & asked
             count = int(rows.sum())
             centre_view.append(np.full(count, here))
             anchor.append(identity[rows])
             centre_pixels.append(pixels[rows])
             other_view.append(np.full(count, there))
             other_pixels.append(found[rows])
-            sigma.append(expected_error(pair.confidence[rows]))
+            sigma.append(expected_error(confidence[rows]))
     nothing = np.zeros(0, np.int64)
     view, number = _concatenate(centre_view, nothing), _concatenate(anchor, nothing)
     base = int(number.max(initial=0)) + 1

@@ -14,8 +14,10 @@ from dark3r_ros.sfm.chain import Chain, adjusted, seen_from, step_length
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.late import agreeing, known_points, supported
 from dark3r_ros.sfm.pairs import match_pair
+from dark3r_ros.sfm.refine import refine
 from dark3r_ros.sfm.rematch import covisible, depth_ranges, neighbours
 from dark3r_ros.sfm.resection import resect
+from dark3r_ros.sfm.store import PairStore
 from dark3r_ros.sfm.tracks import build_tracks, normalise_pixels, rows_by
 from dark3r_ros.sfm.triangulation import triangulate_tracks
 from dark3r_ros.sfm.views import take_view
@@ -145,6 +147,78 @@ def test_the_window_of_a_chain_are_the_nearest_posed_views():
             assert chain._window(number, poses) == nearest
 
 
+def test_a_pair_in_a_file_is_the_pair_that_was_put_there(world, tmp_path):
+    store = PairStore(tmp_path, {'run': 1})
+    store.add((7, 9), None)
+    for pair in world.pairs[:3]:
+        store.add((pair.first, pair.second), pair)
+    store.close()
+    assert store.done() == {(7, 9), *((pair.first, pair.second) for pair in world.pairs[:3])}
+    read = dict(store.read())
+    assert read.pop((7, 9)) is None
+    other = PairStore(tmp_path, {'run': 2})  # takes the place of the file while it is read
+    other.add((0, 1), world.pairs[5])
+    other.close()
+    (tmp_path / 'pairs-0.bin').unlink()
+    for pair, found in zip(world.pairs, read.values(), strict=False):
+        kept = found.verified()
+        for name in ('first', 'second', 'star', 'tried', 'support'):
+            assert getattr(found, name) == getattr(pair, name)
+        for name in ('pixels_first', 'pixels_second', 'identity_first', 'identity_second', 'confidence', 'agrees'):
+            held, expected = getattr(found, name), getattr(pair, name)
+            assert held.dtype == expected.dtype
+            np.testing.assert_array_equal(held, expected.astype(np.float32).astype(held.dtype))
+            np.testing.assert_array_equal(getattr(kept, name), held[found.agrees])
+        np.testing.assert_array_equal(found.second_from_first, pair.second_from_first)
+        assert len(found) == len(pair)
+        assert found.parallax == pair.parallax
+
+
+def test_tracks_of_verified_matches_are_those_of_verified_pairs(world):
+    found = build_tracks(world.views, world.pairs, verified=True)
+    expected = build_tracks(world.views, [pair.verified() for pair in world.pairs])
+    assert len(found.point) < len(world.tracks.point)
+    for name in ('point', 'view', 'pixels', 'normalised', 'sigma', 'anchor'):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_few_views_of_many_are_adjusted_as_if_they_were_all(world):
+    start = {number: se3.exp(0.01 * np.ones(6) * (number % 3)) @ pose for number, pose in world.poses.items()}
+    kwargs = {'errors': (4.0, 2.0), 'held': (0, 1), 'with_covariance': True}
+    tracks = replace(world.tracks, view=1000 * world.tracks.view)
+    plain = refine(world.tracks, start, world.views[0].focal, **kwargs)
+    problems = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            'dark3r_ros.sfm.refine.adjust', lambda *args, **kw: problems.append(args[0]) or adjust(*args, **kw)
+        )
+        far = {1000 * number: pose for number, pose in start.items()}
+        found = refine(tracks, far, world.views[0].focal, **{**kwargs, 'held': (0, 1000)})
+    assert [len(problem.cameras_from_world) for problem in problems] == [len(start)] * 2
+    for number, pose in plain.poses.items():
+        np.testing.assert_allclose(found.poses[1000 * number], pose, atol=1e-10)
+        np.testing.assert_allclose(found.covariance[1000 * number], plain.covariance[number], rtol=1e-6, atol=1e-16)
+
+
+@pytest.mark.parametrize('twist', [np.radians(2.0), -1.0])  # the second: the beginning always counts as twisted
+def test_a_chain_that_is_straightened_early_is_that_straightened_late(monkeypatch, twist):
+    count = 36
+    turns = [se3.exp_so3([0.02 * np.sin(0.9 * n), 0.06 * np.sin(0.7 * n), 0.0]) for n in range(count)]
+    truth = np.stack([se3.make(turn, [0.5 * n, 0.1 * np.sin(n), 0.0]) for n, turn in enumerate(turns)])
+    predictor = StarPredictor(truth, noise=0.3)
+    views = [take_view(frame, predictor, CONFIG) for frame in frames(count)]
+    keys = [(first, first + step) for first in range(count) for step in (1, 2) if first + step < count]
+    pairs = [pair for key in keys if (pair := match_pair(key, views, predictor, CONFIG)) is not None]
+    chain = Chain(range(count), pairs, views, CONFIG)
+    nucleus = {number: se3.inverse(truth[number]) for number in range(5)}
+    monkeypatch.setattr('dark3r_ros.sfm.chain._TWIST', twist)
+    early = chain.mapped(nucleus)
+    late = chain.straightened(chain.grown(nucleus), nucleus)
+    assert sorted(early) == sorted(late) == list(range(count))
+    for number, pose in late.items():
+        np.testing.assert_array_equal(early[number], pose)
+
+
 # ---------------------------------------------------------------- a unit that drifts
 
 
@@ -235,7 +309,7 @@ def steps_of(poses, truth):
     return np.array(turns), np.array(lengths)
 
 
-@pytest.mark.parametrize('begin', [0, STEPS - 5])
+@pytest.mark.parametrize('begin', [0, pytest.param(STEPS - 5, marks=pytest.mark.slow)])
 def test_a_chain_whose_unit_shrinks_by_nine_powers_of_ten_holds(cone, begin):
     views, pairs, truth = cone
     chain = Chain(range(STEPS), pairs, views, CONFIG)
