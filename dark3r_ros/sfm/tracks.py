@@ -79,8 +79,11 @@ class Tracks:
         )
 
 
-def _concatenate(parts: list[NDArray], like: NDArray) -> NDArray:
-    return np.concatenate(parts) if parts else like
+def _drained(parts: list[NDArray], like: NDArray) -> NDArray:
+    """The parts one behind the other; they are gone then, for of millions of observations both are too much."""
+    result = np.concatenate(parts) if parts else like
+    parts.clear()
+    return result
 
 
 def make_tracks(
@@ -136,7 +139,8 @@ def build_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair], verified:
 
 
 def _star_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair], verified: bool) -> Tracks:
-    centre_view, anchor, centre_pixels, other_view, other_pixels, sigma = [], [], [], [], [], []
+    here, there, counts = [], [], []
+    anchors, centres, places, sigmas = [], [], [], []
     for pair in pairs:
         pixels_first, pixels_second, confidence = pair.pixels_first, pair.pixels_second, pair.confidence
         asked = pair.agrees if verified else np.ones(len(pair), dtype=bool)
@@ -144,22 +148,25 @@ def _star_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair], verified:
             (pair.first, pair.identity_first, pixels_first, pair.second, pixels_second),
             (pair.second, pair.identity_second, pixels_second, pair.first, pixels_first),
         )
-        for here, identity, pixels, there, found in sides:
+        for own, identity, pixels, other, found in sides:
             rows = (identity >= 0) & asked
-            count = int(rows.sum())
-            centre_view.append(np.full(count, here))
-            anchor.append(identity[rows])
-            centre_pixels.append(pixels[rows])
-            other_view.append(np.full(count, there))
-            other_pixels.append(found[rows])
-            sigma.append(expected_error(confidence[rows]))
-    nothing = np.zeros(0, np.int64)
-    view, number = _concatenate(centre_view, nothing), _concatenate(anchor, nothing)
+            here.append(own)
+            there.append(other)
+            counts.append(int(rows.sum()))
+            anchors.append(identity[rows])
+            centres.append(pixels[rows])
+            places.append(found[rows])
+            sigmas.append(expected_error(confidence[rows]))
+    number = _drained(anchors, np.zeros(0, np.int64))
     base = int(number.max(initial=0)) + 1
-    _, first, point = np.unique(view * base + number, return_index=True, return_inverse=True)
+    number += np.repeat(np.array(here, dtype=np.int64), counts) * base
+    keys, first, point = np.unique(number, return_index=True, return_inverse=True)
+    del number
     flat = np.zeros((0, 2))
-    seen = point, _concatenate(other_view, nothing), _concatenate(other_pixels, flat), _concatenate(sigma, np.zeros(0))
-    return make_tracks(views, view[first], number[first], _concatenate(centre_pixels, flat)[first], seen)
+    centre = _drained(centres, flat)[first]
+    other = np.repeat(np.array(there, dtype=np.int64), counts)
+    seen = point, other, _drained(places, flat), _drained(sigmas, np.zeros(0))
+    return make_tracks(views, keys // base, keys % base, centre, seen)
 
 
 def merge_stars(views: Sequence[View], first: Tracks, second: Tracks) -> Tracks:
@@ -168,13 +175,13 @@ def merge_stars(views: Sequence[View], first: Tracks, second: Tracks) -> Tracks:
     keys, place = np.unique(np.concatenate([_star_keys(first), _star_keys(second)]), axis=0, return_inverse=True)
     point = np.concatenate([place[:count][first.point], place[count:][second.point]])
     view = np.concatenate([first.view, second.view])
-    pixels = np.concatenate([first.pixels, second.pixels])
-    sigma = np.concatenate([first.sigma, second.sigma])
-    order = np.lexsort((np.arange(len(point)), view, point))
-    point, view, pixels, sigma = point[order], view[order], pixels[order], sigma[order]
+    order = np.lexsort((view, point))  # stable: the first set before the second
+    point, view = point[order], view[order]
     fresh = np.ones(len(point), dtype=bool)
     fresh[1:] = (np.diff(point) != 0) | (np.diff(view) != 0)
-    point, view, pixels, sigma = point[fresh], view[fresh], pixels[fresh], sigma[fresh]
+    order, point, view = order[fresh], point[fresh], view[fresh]
+    pixels = np.concatenate([first.pixels, second.pixels])[order]
+    sigma = np.concatenate([first.sigma, second.sigma])[order]
     own = view == keys[point, 0]
     centre_pixels = np.zeros((len(keys), 2))
     centre_pixels[point[own]] = pixels[own]

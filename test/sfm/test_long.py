@@ -18,7 +18,7 @@ from dark3r_ros.sfm.refine import refine
 from dark3r_ros.sfm.rematch import covisible, depth_ranges, neighbours
 from dark3r_ros.sfm.resection import resect
 from dark3r_ros.sfm.store import PairStore
-from dark3r_ros.sfm.tracks import build_tracks, normalise_pixels, rows_by
+from dark3r_ros.sfm.tracks import build_tracks, expected_error, merge_stars, normalise_pixels, rows_by
 from dark3r_ros.sfm.triangulation import triangulate_tracks
 from dark3r_ros.sfm.views import take_view
 
@@ -172,6 +172,44 @@ def test_a_pair_in_a_file_is_the_pair_that_was_put_there(world, tmp_path):
         np.testing.assert_array_equal(found.second_from_first, pair.second_from_first)
         assert len(found) == len(pair)
         assert found.parallax == pair.parallax
+
+
+def stars_of(pairs):
+    """By view and anchor: its pixels, and by other view the pixels and confidence of where it was found there."""
+    stars = {}
+    for pair in pairs:
+        for match in range(len(pair)):
+            first = pair.first, pair.identity_first[match], pair.pixels_first[match]
+            second = pair.second, pair.identity_second[match], pair.pixels_second[match]
+            for own, other in ((first, second), (second, first)):
+                if own[1] >= 0:
+                    star = stars.setdefault((own[0], int(own[1])), (own[2], {}))
+                    star[1][other[0]] = other[2], pair.confidence[match]
+    return stars
+
+
+def assert_are_stars(tracks, stars):
+    names = sorted(stars)
+    assert tracks.anchor.tolist() == [anchor for _, anchor in names]
+    for point, name in enumerate(names):
+        rows = np.flatnonzero(tracks.point == point)
+        centre, found = stars[name]
+        assert tracks.view[rows].tolist() == [name[0], *sorted(found)]
+        np.testing.assert_array_equal(tracks.pixels[rows], [centre, *(found[view][0] for view in sorted(found))])
+        errors = np.array([expected_error(found[view][1]) for view in sorted(found)])
+        np.testing.assert_allclose(tracks.sigma[rows], [0.65 * errors.mean(), *errors])
+
+
+def test_stars_are_every_keypoint_with_all_its_places(world):
+    assert_are_stars(world.tracks, stars_of(world.pairs))
+
+
+def test_of_a_place_in_two_sets_of_stars_the_first_counts(world):
+    moved = [replace(pair, confidence=0.1 * pair.confidence) for pair in world.pairs]
+    first, second = world.pairs[:20], moved[10:]
+    merged = merge_stars(world.views, build_tracks(world.views, first), build_tracks(world.views, second))
+    known = {(pair.first, pair.second) for pair in first}
+    assert_are_stars(merged, stars_of([*first, *(p for p in second if (p.first, p.second) not in known)]))
 
 
 def test_tracks_of_verified_matches_are_those_of_verified_pairs(world):
