@@ -10,8 +10,9 @@ Source: Triggs et al., Bundle Adjustment - A Modern Synthesis, 2000, sections 4 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,8 @@ _DENSE_SHARE = 0.3
 # made at a time.
 _FILLED_COUPLING = 0.15
 _DENSE_VALUES = 500_000
+# Observations whose derivatives are made at a time.
+_AT_ONCE = 500_000
 
 
 def local_points(problem: BundleProblem) -> Array:
@@ -117,9 +120,31 @@ def robust_costs(length: Array, front: NDArray[np.bool_], width: float) -> Array
 
 
 def _cost(problem: BundleProblem) -> tuple[float, Array]:
-    residual, front = _residuals(problem, local_points(problem))
-    length = np.hypot(residual[:, 0], residual[:, 1])
+    lengths, fronts = [np.zeros(0)], [np.zeros(0, dtype=bool)]
+    for _, part in _parts(problem):
+        residual, front = _residuals(part, local_points(part))
+        lengths.append(np.hypot(residual[:, 0], residual[:, 1]))
+        fronts.append(front)
+    length, front = np.concatenate(lengths), np.concatenate(fronts)
     return float(robust_costs(length, front, problem.robust_width).sum()), np.where(front, length, np.inf)
+
+
+def _parts(problem: BundleProblem) -> Iterator[tuple[slice, BundleProblem]]:
+    """The problem with some of its observations at a time, and which: what is made of one is far larger than it."""
+    count = len(problem.frame_index)
+    for begin in range(0, count, _AT_ONCE):
+        rows = slice(begin, min(begin + _AT_ONCE, count))
+        weights = None if problem.weights is None else problem.weights[rows]
+        yield (
+            rows,
+            replace(
+                problem,
+                frame_index=problem.frame_index[rows],
+                point_index=problem.point_index[rows],
+                observations=problem.observations[rows],
+                weights=weights,
+            ),
+        )
 
 
 def sum_by(index: Index, values: Array, count: int) -> Array:
@@ -165,6 +190,19 @@ def jacobians(problem: BundleProblem) -> Jacobians:
 
 def linearise(problem: BundleProblem) -> Linearised:
     """Normal equations of a problem where it stands."""
+    if len(problem.frame_index) <= _AT_ONCE:
+        return _linearised(problem)
+    coupling = np.empty((len(problem.frame_index), 6, 3))
+    sums: list[Array] = []
+    for rows, part in _parts(problem):
+        own = _linearised(part)
+        coupling[rows] = own.coupling
+        added = [own.hessian_poses, own.hessian_points, own.gradient_poses, own.gradient_points]
+        sums = [total + one for total, one in zip(sums, added, strict=True)] if sums else added
+    return Linearised(sums[0], sums[1], coupling, sums[2], sums[3])
+
+
+def _linearised(problem: BundleProblem) -> Linearised:
     found = jacobians(problem)
     frames, points = len(problem.cameras_from_world), len(problem.points)
     pose_t, point_t = found.by_pose.transpose(0, 2, 1), found.by_point.transpose(0, 2, 1)
@@ -197,11 +235,13 @@ class Schur:
         frames, points = len(problem.cameras_from_world), len(problem.points)
         order = np.lexsort((problem.point_index, problem.frame_index))
         counts = np.bincount(problem.frame_index, minlength=frames)
-        self._order = order
         self._indptr = np.concatenate([[0], np.cumsum(counts)])
         self._columns = problem.point_index[order]
         self._coupling = self._bsr(system.coupling[order], (6 * frames, 3 * points))
-        self._coupling_t = self._coupling.T.tocsr()
+
+    @cached_property
+    def _coupling_t(self) -> sparse.csr_matrix:
+        return self._coupling.T.tocsr()
 
     def _bsr(self, blocks: Array, shape: tuple[int, int]) -> sparse.bsr_matrix:
         return sparse.bsr_matrix((blocks, self._columns, self._indptr), shape=shape)
@@ -211,7 +251,7 @@ class Schur:
         system = self._system
         damped = _block_diagonal_damped(system.hessian_points, damping)
         inverse_points = np.linalg.inv(damped).astype(np.float64, copy=False)
-        scaled = self._bsr(system.coupling[self._order] @ inverse_points[self._columns], self._coupling.shape)
+        scaled = self._bsr(self._coupling.data @ inverse_points[self._columns], self._coupling.shape)
         if len(self._free) and len(self._columns) > _FILLED_COUPLING * len(self._free) * len(inverse_points):
             matrix = -self._eliminated(scaled)
         else:
@@ -248,7 +288,7 @@ class Schur:
         system = self._system
         damped = _block_diagonal_damped(system.hessian_points, damping)
         inverse_points = np.linalg.inv(damped).astype(np.float64, copy=False)
-        scaled = self._bsr(system.coupling[self._order] @ inverse_points[self._columns], self._coupling.shape)
+        scaled = self._bsr(self._coupling.data @ inverse_points[self._columns], self._coupling.shape)
         blocks = _block_diagonal_damped(system.hessian_poses, damping)
         blocks[~self._problem.pose_free] = np.eye(6)
         frames = len(blocks)
@@ -302,8 +342,13 @@ class Schur:
 
     def _point_moves(self, twists: Array, inverse_points: Array, points: Array) -> Array:
         """Moves (P, 3) of the points that go with twists (F, 6) of the poses, for their right side (P, 3)."""
-        rest = points.ravel() - self._coupling_t @ twists.ravel()
-        return np.einsum('pij,pj->pi', inverse_points, rest.reshape(-1, 3))
+        if len(self._free) > _DENSE_POSES:
+            # As below, without a further copy of the coupling.
+            moved = np.einsum('kij,ki->kj', self._system.coupling, twists[self._problem.frame_index])
+            rest = points - sum_by(self._problem.point_index, moved, len(points))
+        else:
+            rest = (points.ravel() - self._coupling_t @ twists.ravel()).reshape(-1, 3)
+        return np.einsum('pij,pj->pi', inverse_points, rest)
 
     def covariance(self) -> Array:
         """Inverse of the undamped reduced matrix as (F, 6, 6) blocks, zero for fixed poses."""

@@ -164,8 +164,8 @@ def _star_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair], verified:
     del number
     flat = np.zeros((0, 2))
     centre = _drained(centres, flat)[first]
-    other = np.repeat(np.array(there, dtype=np.int64), counts)
-    seen = point, other, _drained(places, flat), _drained(sigmas, np.zeros(0))
+    partner = np.repeat(np.array(there, dtype=np.int64), counts)
+    seen = point.astype(np.int64), partner, _drained(places, flat), _drained(sigmas, np.zeros(0))
     return make_tracks(views, keys // base, keys % base, centre, seen)
 
 

@@ -76,6 +76,20 @@ def test_many_poses_are_solved_as_few_are(monkeypatch):
     np.testing.assert_array_equal(again.cameras_from_world, sparse.cameras_from_world)
 
 
+def test_observations_in_parts_make_the_same_equations(monkeypatch):
+    problem, _, _ = make_problem(frames=12, points=100, outliers=5)
+    problem = replace(problem, weights=np.linspace(0.5, 2.0, len(problem.frame_index)))
+    whole, cost = bundle.linearise(problem), bundle._cost(problem)
+    monkeypatch.setattr(bundle, '_AT_ONCE', 97)
+    parts = bundle.linearise(problem)
+    for name in ('hessian_poses', 'hessian_points', 'coupling', 'gradient_poses', 'gradient_points'):
+        expected = getattr(whole, name)
+        np.testing.assert_allclose(getattr(parts, name), expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+    again = bundle._cost(problem)
+    assert again[0] == cost[0]
+    np.testing.assert_array_equal(again[1], cost[1])
+
+
 def test_a_sparse_system_that_is_not_positive_is_refused():
     matrix = csc_matrix(np.diag(np.r_[np.ones(5), -1.0]))
     assert bundle._factored(matrix) is None
