@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.sfm.bundle import BundleProblem, adjust
+from dark3r_ros.sfm.bundle import adjust
+from dark3r_ros.sfm.equations import BundleProblem
 from dark3r_ros.sfm.tracks import Tracks
 from dark3r_ros.sfm.triangulation import Structure, pose_table, posed_views, triangulate_tracks
 

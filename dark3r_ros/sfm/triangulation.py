@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry.two_view import reprojection_errors
-from dark3r_ros.sfm.bundle import sum_by
+from dark3r_ros.sfm.equations import sum_by
 from dark3r_ros.sfm.tracks import Tracks
 
 Array = NDArray[np.float64]

@@ -9,9 +9,10 @@ import pytest
 from star_world import CAMERA, StarPredictor, camera_path, frames, hit
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.sfm.bundle import BundleProblem, adjust
+from dark3r_ros.sfm.bundle import adjust
 from dark3r_ros.sfm.chain import Chain, adjusted, seen_from, step_length
 from dark3r_ros.sfm.config import SfmConfig
+from dark3r_ros.sfm.equations import BundleProblem
 from dark3r_ros.sfm.late import agreeing, known_points, supported
 from dark3r_ros.sfm.pairs import match_pair
 from dark3r_ros.sfm.refine import refine
