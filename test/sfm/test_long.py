@@ -9,6 +9,7 @@ import pytest
 from star_world import CAMERA, StarPredictor, camera_path, frames, hit
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.sfm import start
 from dark3r_ros.sfm.bundle import adjust
 from dark3r_ros.sfm.chain import Chain, adjusted, seen_from, step_length
 from dark3r_ros.sfm.config import SfmConfig
@@ -18,6 +19,7 @@ from dark3r_ros.sfm.pairs import match_pair
 from dark3r_ros.sfm.refine import refine
 from dark3r_ros.sfm.rematch import covisible, depth_ranges, neighbours
 from dark3r_ros.sfm.resection import resect
+from dark3r_ros.sfm.start_ordered import OrderedStart
 from dark3r_ros.sfm.store import PairStore
 from dark3r_ros.sfm.tracks import build_tracks, expected_error, merge_stars, normalise_pixels, rows_by
 from dark3r_ros.sfm.triangulation import triangulate_tracks
@@ -256,6 +258,21 @@ def test_a_chain_that_is_straightened_early_is_that_straightened_late(monkeypatc
     assert sorted(early) == sorted(late) == list(range(count))
     for number, pose in late.items():
         np.testing.assert_array_equal(early[number], pose)
+
+
+@pytest.mark.parametrize(('many', 'tried'), [(8, ['ordered']), (9, ['ordered', 'incremental'])])
+def test_a_chain_of_many_views_may_leave_some_to_resection(world, monkeypatch, many, tried):
+    poses = {number: world.poses[number] for number in sorted(world.poses)}
+    found = OrderedStart(poses, 1.0, frozenset(), frozenset(), 0.0, 0.0, True)
+    monkeypatch.setattr(start, 'start_in_order', lambda *_: found)
+    monkeypatch.setattr(start, '_run', lambda *_: {})
+    monkeypatch.setattr(start, '_methods', lambda *_: ['incremental'])
+    monkeypatch.setattr(start, '_MANY', many)
+    monkeypatch.setattr(start, '_LEFT_OUT', 0.3)
+    monkeypatch.setattr(start, '_CLEAR', 0.4)
+    made = start.first_poses(world.views, world.pairs, StarPredictor(camera_path(COUNT)), CONFIG)
+    assert list(made.note['tried']) == tried
+    assert made.poses is poses
 
 
 # ---------------------------------------------------------------- a unit that drifts
