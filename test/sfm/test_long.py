@@ -241,6 +241,7 @@ def test_a_few_views_of_many_are_adjusted_as_if_they_were_all(world):
         np.testing.assert_allclose(found.covariance[1000 * number], plain.covariance[number], rtol=1e-6, atol=1e-16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('twist', [np.radians(2.0), -1.0])  # the second: the beginning always counts as twisted
 def test_a_chain_that_is_straightened_early_is_that_straightened_late(monkeypatch, twist):
     count = 36
