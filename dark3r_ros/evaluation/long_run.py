@@ -3,8 +3,8 @@
 
 `python -m dark3r_ros.evaluation.long_run -o out --minutes 10` drives round the ring of the tunnel at 10 Hz and -4 dB
 and writes `long_run.json`. Frames are mapped one after the other; what two threads of a node would make of the times
-(one encodes, the other maps; three images wait at most) is worked out from the time of each part by the clock, for which
-the machine must be idle. `dark3r demo --live` measures the node itself.
+(one encodes, the other maps; three images wait at most) is worked out from the time of each part by the clock, for
+which the machine must be idle. `dark3r demo --live` measures the node itself.
 """
 
 from __future__ import annotations

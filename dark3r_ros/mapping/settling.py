@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.sfm.bundle import robust_costs, sum_by
+from dark3r_ros.sfm.equations import robust_costs, sum_by
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.settling import Sightings, settled
 from dark3r_ros.mapping.sparse_map import Keyframe, ObservationSet, SparseMap
-from dark3r_ros.sfm.bundle import BundleProblem, BundleResult, adjust
+from dark3r_ros.sfm.bundle import BundleResult, adjust
+from dark3r_ros.sfm.equations import BundleProblem
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

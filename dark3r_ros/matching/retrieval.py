@@ -64,11 +64,23 @@ def aggregate(descriptors: Array, centres: Array) -> Array:
 
 def similarity(features: Sequence[Features]) -> Array | None:
     """Likeness (n, n) of views in [-1, 1], or None where the predictor gives nothing to compare."""
-    local = [local_descriptors(one) for one in features]
-    known = [one for one in local if one is not None]
-    if len(known) < len(local) or not sum(len(one) for one in known):
+    sizes = []
+    for one in features:
+        own = local_descriptors(one)
+        if own is None:
+            return None
+        sizes.append(len(own))
+    if not sum(sizes):
         return None
-    every = max(1, sum(len(one) for one in known) // _SAMPLE)
-    centres = vocabulary(np.concatenate([one[number % every :: every] for number, one in enumerate(known)]))
-    vectors = np.stack([aggregate(one, centres) for one in known])
+    every = max(1, sum(sizes) // _SAMPLE)
+    # The descriptors of one view at a time: those of thousands would fill the memory.
+    sample = [_known(one)[number % every :: every].copy() for number, one in enumerate(features)]
+    centres = vocabulary(np.concatenate(sample))
+    vectors = np.stack([aggregate(_known(one), centres) for one in features])
     return np.asarray(vectors @ vectors.T, dtype=np.float32)
+
+
+def _known(features: Features) -> Array:
+    found = local_descriptors(features)
+    assert found is not None
+    return found

@@ -1,57 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bundle adjustment with known intrinsics: Levenberg-Marquardt on the Schur complement of the poses.
 
-Residuals are differences of normalised image coordinates times the focal length, hence in pixels. Poses are
-perturbed from the left, camera_from_world <- exp(twist) camera_from_world. Blocks are sparse, all arithmetic is
-float64, and the order of every sum is fixed, so that the same problem gives the same result. Beyond 200 free poses the
-reduced system is sparse as well.
+All arithmetic is float64, and the order of every sum is fixed, so that the same problem gives the same result.
 Source: Triggs et al., Bundle Adjustment - A Modern Synthesis, 2000, sections 4 and 6.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, sparse
-from scipy.sparse import linalg as sparse_linalg
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.sfm.equations import BundleProblem, cost_of, jacobians, linearise, sum_by
+from dark3r_ros.sfm.schur import Schur
 
 Array = NDArray[np.float64]
-Index = NDArray[np.int64]
-Solver = Callable[[Array, Array], tuple[Array, Array]]
-
-
-@dataclass(frozen=True, eq=False)
-class BundleProblem:
-    """One bundle adjustment.
-
-    Attributes
-    ----------
-    cameras_from_world: (F, 4, 4) poses, start values.
-    pose_free: (F,) bool, which poses may move. Without two fixed poses the gauge is held by the damping alone.
-    points: (P, 3) world points, start values; all may move.
-    frame_index, point_index: (K,) which frame sees which point; a pair occurs once.
-    observations: (K, 2) undistorted normalised coordinates.
-    focal: pixels per normalised unit, so that residuals and `robust_width` are in pixels.
-    robust_width: residual in pixels from which the Huber loss grows only linearly.
-    weights: (K,) factors of the residuals, such as the inverse of their noise in pixels; None for one.
-
-    """
-
-    cameras_from_world: Array
-    pose_free: NDArray[np.bool_]
-    points: Array
-    frame_index: Index
-    point_index: Index
-    observations: Array
-    focal: float
-    robust_width: float = 1.0
-    weights: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,284 +36,6 @@ class BundleResult:
     pose_covariance: Array | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Linearised:
-    """Normal equations of a bundle adjustment: F poses by their left twists, P points, K observations."""
-
-    hessian_poses: Array  # (F, 6, 6)
-    hessian_points: Array  # (P, 3, 3)
-    coupling: Array  # (K, 6, 3)
-    gradient_poses: Array  # (F, 6)
-    gradient_points: Array  # (P, 3)
-
-
-_MIN_DEPTH = 1e-6
-_UPPER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # entries that determine a symmetric 3x3 matrix
-# Beyond this many free poses the reduced system is made and factored sparse, unless more of it than a share is filled.
-_DENSE_POSES = 200
-_DENSE_SHARE = 0.3
-# Share of the pairs of pose and point from which dense products are faster than sparse ones, and how much of them is
-# made at a time.
-_FILLED_COUPLING = 0.15
-_DENSE_VALUES = 500_000
-
-
-def local_points(problem: BundleProblem) -> Array:
-    """The point (K, 3) of each observation in the frame of its camera."""
-    poses = problem.cameras_from_world[problem.frame_index]
-    points = problem.points[problem.point_index]
-    return np.einsum('kij,kj->ki', poses[:, :3, :3], points) + poses[:, :3, 3]
-
-
-def _residuals(problem: BundleProblem, local: Array) -> tuple[Array, NDArray[np.bool_]]:
-    front = local[:, 2] > _MIN_DEPTH
-    z = np.where(front, local[:, 2], 1.0)
-    residual = problem.focal * (local[:, :2] / z[:, None] - problem.observations)
-    if problem.weights is not None:
-        residual *= problem.weights[:, None]
-    return np.where(front[:, None], residual, 0.0), front
-
-
-def robust_costs(length: Array, front: NDArray[np.bool_], width: float) -> Array:
-    """Huber costs (K,); a point behind its camera costs as much as one 20 widths off: none gains by going there."""
-    length = np.where(front, length, 20.0 * width)
-    return np.where(length <= width, 0.5 * length**2, width * (length - 0.5 * width))
-
-
-def _cost(problem: BundleProblem) -> tuple[float, Array]:
-    residual, front = _residuals(problem, local_points(problem))
-    length = np.hypot(residual[:, 0], residual[:, 1])
-    return float(robust_costs(length, front, problem.robust_width).sum()), np.where(front, length, np.inf)
-
-
-def sum_by(index: Index, values: Array, count: int) -> Array:
-    """Sum rows of `values` (K, ...) that share an index; the sparse product keeps a fixed order and is fast."""
-    flat = values.reshape(len(values), -1)
-    selector = sparse.csr_matrix((np.ones(len(index)), (index, np.arange(len(index)))), shape=(count, len(index)))
-    return np.asarray(selector @ flat).reshape(count, *values.shape[1:])
-
-
-@dataclass(frozen=True, eq=False)
-class Jacobians:
-    """Derivatives of the weighted residuals (K, 2): by pose (K, 2, 6), by point (K, 2, 3), by the focal's logarithm."""
-
-    residual: Array
-    by_pose: Array
-    by_point: Array
-    by_focal: Array  # (K, 2)
-
-
-def jacobians(problem: BundleProblem) -> Jacobians:
-    """Derivatives of a problem where it stands, each row by the root of its robust weight."""
-    local = local_points(problem)
-    residual, front = _residuals(problem, local)
-    length = np.hypot(residual[:, 0], residual[:, 1])
-    weight = np.where(length > problem.robust_width, problem.robust_width / np.maximum(length, 1e-12), 1.0)
-    root = np.sqrt(weight * front)
-    x, y = local[:, 0], local[:, 1]
-    z = np.where(front, local[:, 2], 1.0)
-    u, v = x / z, y / z
-    scale = problem.focal * root if problem.weights is None else problem.focal * root * problem.weights
-    steepness = np.where(front, scale / z, 0.0)
-    # The rows of the projection are (1, 0, -u) and (0, 1, -v) times the steepness; a turn moves a point by its cross
-    # product with them.
-    by_pose = np.empty((len(local), 2, 6))
-    columns = ((1.0, 0.0, -u, -u * y, z + u * x, -y), (0.0, 1.0, -v, -z - v * y, v * x, x))
-    moves = steepness * problem.pose_free[problem.frame_index]
-    for row, values in enumerate(columns):
-        for column, value in enumerate(values):
-            by_pose[:, row, column] = moves * value
-    rotation = problem.cameras_from_world[:, :3, :3][problem.frame_index]
-    by_point = rotation[:, :2] - np.stack([u, v], axis=1)[:, :, None] * rotation[:, 2:]
-    by_point *= steepness[:, None, None]
-    return Jacobians(residual * root[:, None], by_pose, by_point, steepness[:, None] * local[:, :2])
-
-
-def linearise(problem: BundleProblem) -> Linearised:
-    """Normal equations of a problem where it stands."""
-    found = jacobians(problem)
-    frames, points = len(problem.cameras_from_world), len(problem.points)
-    by_pose, by_point, residual = found.by_pose, found.by_point, found.residual[:, :, None]
-    hessian_poses, gradient_poses = _sums_by_frame(problem.frame_index, by_pose, found.residual, frames)
-    # Written out over the two rows of an observation: products of many small matrices are several times slower.
-    products = [by_point[:, 0, i] * by_point[:, 0, j] + by_point[:, 1, i] * by_point[:, 1, j] for i, j in _UPPER]
-    gradient = (by_point * residual).sum(axis=1)
-    sums = sum_by(problem.point_index, np.column_stack([*products, gradient]), points)
-    hessian_points = np.empty((points, 3, 3))
-    for number, (i, j) in enumerate(_UPPER):
-        hessian_points[:, i, j] = hessian_points[:, j, i] = sums[:, number]
-    coupling = by_pose[:, 0, :, None] * by_point[:, 0, None] + by_pose[:, 1, :, None] * by_point[:, 1, None]
-    return Linearised(hessian_poses, hessian_points, coupling, gradient_poses, sums[:, 6:])
-
-
-def _sums_by_frame(frame_index: Index, by_pose: Array, residual: Array, frames: int) -> tuple[Array, Array]:
-    """Sums of the products of derivatives (K, 2, 6) with themselves, (F, 6, 6), and with residuals (K, 2), (F, 6)."""
-    if (np.diff(frame_index) < 0).any():
-        order = np.argsort(frame_index, kind='stable')
-        frame_index, by_pose, residual = frame_index[order], by_pose[order], residual[order]
-    hessian, gradient = np.zeros((frames, 6, 6)), np.zeros((frames, 6))
-    ends = np.searchsorted(frame_index, np.arange(frames + 1))
-    for frame, (begin, end) in enumerate(pairwise(ends.tolist())):
-        own = by_pose[begin:end].reshape(-1, 6)
-        hessian[frame], gradient[frame] = own.T @ own, residual[begin:end].ravel() @ own
-    return hessian, gradient
-
-
-def _block_diagonal_damped(blocks: Array, damping: float) -> Array:
-    result = blocks.copy()
-    diagonal = np.arange(blocks.shape[1])
-    own = blocks[:, diagonal, diagonal]
-    result[:, diagonal, diagonal] += damping * np.maximum(own, 1e-6)
-    return result
-
-
-class Schur:
-    """Reduced system over the free poses for one linearisation; damping may vary."""
-
-    def __init__(self, problem: BundleProblem, system: Linearised) -> None:
-        self._problem, self._system = problem, system
-        self._free = np.flatnonzero(problem.pose_free)
-        frames, points = len(problem.cameras_from_world), len(problem.points)
-        # Poses that are fixed have nothing to do with any point.
-        order = np.flatnonzero(problem.pose_free[problem.frame_index])
-        order = order[np.lexsort((problem.point_index[order], problem.frame_index[order]))]
-        counts = np.bincount(problem.frame_index[order], minlength=frames)
-        self._order = order
-        self._indptr = np.concatenate([[0], np.cumsum(counts)])
-        self._columns = problem.point_index[order]
-        self._coupling = self._bsr(system.coupling[order], (6 * frames, 3 * points))
-        self._coupling_t = self._coupling.T.tocsr()
-
-    def _bsr(self, blocks: Array, shape: tuple[int, int]) -> sparse.bsr_matrix:
-        return sparse.bsr_matrix((blocks, self._columns, self._indptr), shape=shape)
-
-    def reduced(self, damping: float) -> tuple[Array, Array, sparse.bsr_matrix]:
-        """Reduced matrix (6f, 6f), the inverted point blocks V (P, 3, 3), and W V^-1 for the coupling blocks W."""
-        system = self._system
-        damped = _block_diagonal_damped(system.hessian_points, damping)
-        inverse_points = np.linalg.inv(damped).astype(np.float64, copy=False)
-        scaled = self._bsr(system.coupling[self._order] @ inverse_points[self._columns], self._coupling.shape)
-        if len(self._free) and len(self._columns) > _FILLED_COUPLING * len(self._free) * len(inverse_points):
-            matrix = -self._eliminated(scaled)
-        else:
-            rows = self._rows()
-            matrix = -(scaled.tocsr()[rows] @ self._coupling_t[:, rows]).toarray()
-        blocks = _block_diagonal_damped(system.hessian_poses[self._free], damping)
-        for number, block in enumerate(blocks):
-            place = slice(6 * number, 6 * number + 6)
-            matrix[place, place] += block
-        return matrix, inverse_points, scaled
-
-    def _eliminated(self, scaled: sparse.bsr_matrix) -> Array:
-        """(W V^-1) W^T (6f, 6f) with dense blocks of points: the way for points that many views see."""
-        place = np.full(len(self._problem.cameras_from_world), -1)
-        place[self._free] = np.arange(len(self._free))
-        pose, point = np.repeat(place, np.diff(self._indptr)), self._columns
-        order = np.argsort(point, kind='stable')
-        ordered = point[order]
-        points, size = len(self._problem.points), 6 * len(self._free)
-        chunk = max(1, _DENSE_VALUES // (3 * size))
-        total = np.zeros((size, size))
-        for begin in range(0, points, chunk):
-            rows = order[slice(*np.searchsorted(ordered, (begin, begin + chunk)))]
-            sides = np.zeros((2, len(self._free), 6, min(chunk, points - begin), 3))
-            for side, blocks in zip(sides, (scaled.data, self._coupling.data), strict=True):
-                side[pose[rows], :, point[rows] - begin] = blocks[rows]
-            left, right = sides.reshape(2, size, -1)
-            total += left @ right.T
-        return total
-
-    def _reduced_sparse(self, damping: float) -> tuple[sparse.csc_matrix, Array, sparse.bsr_matrix]:
-        """The same over all poses (6F, 6F), one where they are fixed: few of many views share points."""
-        system = self._system
-        damped = _block_diagonal_damped(system.hessian_points, damping)
-        inverse_points = np.linalg.inv(damped).astype(np.float64, copy=False)
-        scaled = self._bsr(system.coupling[self._order] @ inverse_points[self._columns], self._coupling.shape)
-        blocks = _block_diagonal_damped(system.hessian_poses, damping)
-        blocks[~self._problem.pose_free] = np.eye(6)
-        frames = len(blocks)
-        own = sparse.bsr_matrix((blocks, np.arange(frames), np.arange(frames + 1)), shape=(6 * frames, 6 * frames))
-        return (own - scaled @ self._coupling.T.tobsr((3, 6))).tocsc(), inverse_points, scaled
-
-    def _rows(self) -> Index:
-        return np.asarray((6 * self._free[:, None] + np.arange(6)).ravel(), dtype=np.int64)
-
-    def step(self, damping: float) -> tuple[Array, Array] | None:
-        """Twists (F, 6) and point moves (P, 3), or None where the system is not positive definite."""
-        return self.solve(damping, -self._system.gradient_poses, -self._system.gradient_points)
-
-    def solve(self, damping: float, poses: Array, points: Array) -> tuple[Array, Array] | None:
-        """Solution (F, 6), (P, 3) of the damped normal equations for right sides (F, 6) and (P, 3)."""
-        solver = self.solver(damping)
-        return None if solver is None else solver(poses, points)
-
-    def solver(self, damping: float) -> Solver | None:
-        """`solve` for any number of right sides with one factorisation; None where it is not positive definite."""
-        if len(self._free) > _DENSE_POSES:
-            return self._solver_sparse(damping)
-        matrix, inverse_points, scaled = self.reduced(damping)
-        try:
-            factor = linalg.cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
-        except linalg.LinAlgError:
-            return None
-
-        def solved(poses: Array, points: Array) -> tuple[Array, Array]:
-            found = np.zeros((len(self._problem.cameras_from_world), 6))
-            if len(self._free):
-                right = (poses.ravel() - scaled @ points.ravel())[self._rows()]
-                found[self._free] = linalg.cho_solve(factor, right, check_finite=False).reshape(-1, 6)
-            return found, self._point_moves(found, inverse_points, points)
-
-        return solved
-
-    def _solver_sparse(self, damping: float) -> Solver | None:
-        matrix, inverse_points, scaled = self._reduced_sparse(damping)
-        solve = _factored(matrix)
-        if solve is None:
-            return None
-
-        def solved(poses: Array, points: Array) -> tuple[Array, Array]:
-            right = (poses.ravel() - scaled @ points.ravel()).reshape(-1, 6)
-            right[~self._problem.pose_free] = 0.0
-            found = solve(right.ravel()).reshape(-1, 6)
-            return found, self._point_moves(found, inverse_points, points)
-
-        return solved
-
-    def _point_moves(self, twists: Array, inverse_points: Array, points: Array) -> Array:
-        """Moves (P, 3) of the points that go with twists (F, 6) of the poses, for their right side (P, 3)."""
-        rest = points.ravel() - self._coupling_t @ twists.ravel()
-        return np.einsum('pij,pj->pi', inverse_points, rest.reshape(-1, 3))
-
-    def covariance(self) -> Array:
-        """Inverse of the undamped reduced matrix as (F, 6, 6) blocks, zero for fixed poses."""
-        matrix = self.reduced(1e-9)[0]
-        result = np.zeros((len(self._problem.cameras_from_world), 6, 6))
-        inverted = linalg.pinvh(matrix)
-        for number, frame in enumerate(self._free):
-            place = slice(6 * number, 6 * number + 6)
-            result[frame] = inverted[place, place]
-        return result
-
-
-def _factored(matrix: sparse.csc_matrix) -> Callable[[Array], Array] | None:
-    """Solver of a symmetric sparse system; None where it is not positive definite."""
-    if matrix.nnz > _DENSE_SHARE * matrix.shape[0] ** 2:
-        try:
-            factor = linalg.cho_factor(matrix.toarray(), lower=True, overwrite_a=True, check_finite=False)
-        except linalg.LinAlgError:
-            return None
-        return lambda right: linalg.cho_solve(factor, right, check_finite=False)
-    try:
-        # Without pivoting off the diagonal the pivots of L U are those of L D L^T.
-        lower_upper = sparse_linalg.splu(
-            matrix, permc_spec='MMD_AT_PLUS_A', diag_pivot_thresh=0.0, options={'SymmetricMode': True}
-        )
-    except RuntimeError:
-        return None
-    return lower_upper.solve if (lower_upper.U.diagonal() > 0).all() else None
-
-
 def moved(problem: BundleProblem, twists: Array, moves: Array) -> BundleProblem:
     """The problem after a step: left twists (F, 6) of the free poses and moves (P, 3) of the points."""
     poses = problem.cameras_from_world.copy()
@@ -365,7 +52,7 @@ def adjust(
     Stops after `max_iterations` accepted or refused steps, or when a step lowers the cost by less than the share
     `tolerance`. The input is not changed.
     """
-    cost, residuals = _cost(problem)
+    cost, residuals = cost_of(problem)
     before, damping, iterations = cost, 1e-4, 0
     schur: Schur | None = None
     while iterations < max_iterations:
@@ -374,7 +61,7 @@ def adjust(
         step = schur.step(damping)
         if step is not None:
             trial = moved(problem, *step)
-            trial_cost, trial_residuals = _cost(trial)
+            trial_cost, trial_residuals = cost_of(trial)
         if step is None or not trial_cost < cost:
             damping *= 8.0
             if damping > 1e8:

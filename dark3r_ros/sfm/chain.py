@@ -41,6 +41,8 @@ _PLACES = 4
 # Views that far from a beginning know it better than it knows itself: where they turn it by more, they are right.
 _BEYOND = 4
 _TWIST = np.radians(2.0)
+# Where the steps of the chain have shrunk by this, the world is moved there.
+_SHRUNK = 0.01
 
 
 def time_order(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> list[int]:
@@ -99,12 +101,11 @@ def map_in_order(
     order = moving_views(pairs, time_order(views, pairs))
     within = set(order)
     inside = [pair for pair in pairs if pair.first in within and pair.second in within]
-    near = [pair.verified() for pair in near_pairs(inside, order)]
+    near = near_pairs(inside, order)
     chain = Chain(order, near, views, config)
     best, most = _nothing(views), -1
     for nucleus in _nuclei(order, near, views, config):
-        grown = chain.straightened(chain.grown(nucleus, tick), nucleus)
-        state = adjusted(near, grown, views, config)
+        state = adjusted(near, chain.mapped(nucleus, tick), views, config)
         held = len(state.structure.tracks.point)
         if held > most:
             best, most = state, held
@@ -144,18 +145,37 @@ def _nucleus(
         held = len(state.structure.tracks.point)
         if held > most:
             best, most = state.poses, held
-    return most / max(sum(len(pair) for pair in pairs), 1), best
+    return most / max(sum(pair.support for pair in pairs), 1), best
+
+
+def step_length(path: Sequence[Array]) -> float:
+    """Median distance between neighbours on a path of poses camera_from_world."""
+    centres = se3.inverse(np.stack(path))[:, :3, 3]
+    return float(np.median(np.linalg.norm(np.diff(centres, axis=0), axis=1)))
+
+
+def seen_from(poses: Mapping[int, Array], number: int, unit: float) -> dict[int, Array]:
+    """The same poses camera_from_world in the world of one of their cameras, lengths in a unit given in the old one.
+
+    A drift of scale of some per cent a second makes steps shrink by 10^13 in minutes. Numbers of 16 digits do not hold
+    such a path as seen from its beginning. Seen from where the steps are smallest, each place is as exact as its own
+    steps need.
+    """
+    new_from_old = se3.inverse(poses[number])
+    moved = {other: pose @ new_from_old for other, pose in poses.items()}
+    return {other: se3.make(pose[:3, :3], pose[:3, 3] / unit) for other, pose in moved.items()}
 
 
 def adjusted(
     pairs: Sequence[VerifiedPair], poses: Mapping[int, Array], views: Sequence[View], config: SfmConfig
 ) -> Refined:
-    """All poses adjusted by the matches of some pairs."""
+    """All poses adjusted by the matches of some pairs that agree with their geometries."""
     if not poses:
         return _nothing(views)
     errors = (2.0 * config.max_error, 1.5 * config.max_error)
     parallax = np.radians(max(config.min_parallax, 0.5))
-    return refine(build_tracks(views, pairs), poses, median_focal(views, poses), errors=errors, min_parallax=parallax)
+    tracks = build_tracks(views, pairs, verified=True)
+    return refine(tracks, poses, median_focal(views, poses), errors=errors, min_parallax=parallax)
 
 
 class Chain:
@@ -170,7 +190,20 @@ class Chain:
         for pair in pairs:
             self._of_first[pair.first].append(pair)
 
-    def straightened(self, poses: dict[int, Array], nucleus: Collection[int]) -> dict[int, Array]:
+    def mapped(self, nucleus: Mapping[int, Array], tick: Callable[[], None] | None = None) -> dict[int, Array]:
+        """Poses camera_from_world by view, from those of a nucleus both ways to where the chain breaks.
+
+        It grows around the nucleus first, and farther when that is straight.
+        """
+        ranks = [self._place[number] for number in nucleus]
+        margin = _BEYOND + 2 * _WINDOW
+        near = range(max(min(ranks) - margin, 0), min(max(ranks) + margin + 1, len(self._order)))
+        poses = self.straightened(self.grown(nucleus, within=near), nucleus, near)
+        return self.grown(poses, tick, between=False)
+
+    def straightened(
+        self, poses: dict[int, Array], nucleus: Collection[int], within: range | None = None
+    ) -> dict[int, Array]:
         """Poses grown from a nucleus, or grown anew from views beyond it where these turn its views otherwise.
 
         In views that are narrow for their steps five may be explained by a motion to the side with a turn, too.
@@ -190,23 +223,28 @@ class Chain:
             se3.rotation_angle((poses[b] @ se3.inverse(poses[a]) @ again[a] @ se3.inverse(again[b]))[:3, :3])
             for a, b in itertools.pairwise(common)
         ]
-        return self.grown(start) if max(turned, default=0.0) > _TWIST else poses
+        return self.grown(start, within=within) if max(turned, default=0.0) > _TWIST else poses
 
     def grown(
-        self, start: Mapping[int, Array], tick: Callable[[], None] | None = None, within: range | None = None
+        self,
+        start: Mapping[int, Array],
+        tick: Callable[[], None] | None = None,
+        within: range | None = None,
+        between: bool = True,
     ) -> dict[int, Array]:
         """Poses camera_from_world by view, from those of a start both ways to where the chain breaks.
 
-        `within` are the places of the order that it may reach; all of them by default.
+        `within` are the places of the order that it may reach; all of them by default. `between` says whether views
+        that lie between those of the start are tried, too.
         """
-        poses = dict(start)
+        poses, base = dict(start), 0.0
         if len(poses) == 2:
             poses = {**poses, **self.adjusted(poses, max(poses), 1.0).poses}
         ends = sorted(self._place[number] for number in poses)
         within = within or range(len(self._order))
-        between = [number for number in self._order[ends[0] : ends[-1]] if number not in poses]
+        gaps = [number for number in self._order[ends[0] : ends[-1]] if number not in poses] if between else []
         ahead, back = self._order[ends[-1] + 1 : within.stop], self._order[within.start : ends[0]][::-1]
-        for way in (between, ahead, back):
+        for way in (gaps, ahead, back):
             missed = 0
             for number in way:
                 pose = self._resected(number, poses)
@@ -218,6 +256,12 @@ class Chain:
                 missed = 0
                 poses[number] = pose
                 poses |= self.adjusted(poses, number, 0.5).poses
+                unit = step_length(
+                    [poses[other] for other in sorted(self._window(number, poses), key=self._place.__getitem__)]
+                )
+                base = base or unit
+                if unit < _SHRUNK * base:
+                    poses, base = seen_from(poses, number, unit), 1.0
                 if tick is not None:
                     tick()
         return poses
@@ -225,7 +269,14 @@ class Chain:
     def _window(self, number: int, poses: Mapping[int, Array]) -> list[int]:
         """The posed views nearest in time to a view, farthest first."""
         rank = self._place[number]
-        return sorted(poses, key=lambda other: (-abs(self._place[other] - rank), other))[-_WINDOW:]
+        found: list[int] = []
+        for apart in range(len(self._order)):
+            if len(found) >= _WINDOW:
+                break
+            # Of two equally near ones the greater number counts as the nearer.
+            near = {place for place in (rank - apart, rank + apart) if 0 <= place < len(self._order)}
+            found += sorted((self._order[place] for place in near if self._order[place] in poses), reverse=True)
+        return found[:_WINDOW][::-1]
 
     def _pairs_within(self, numbers: set[int]) -> list[VerifiedPair]:
         return [pair for number in sorted(numbers) for pair in self._of_first[number] if pair.second in numbers]
@@ -237,10 +288,10 @@ class Chain:
         if not any(number in (pair.first, pair.second) for pair in pairs):
             return None
         focal, error = median_focal(self._views, window), 2.0 * self._config.max_error
-        tracks = build_tracks(self._views, pairs)
+        tracks = build_tracks(self._views, pairs, verified=True)
         near = {other: poses[other] for other in window}
         structure = triangulate_tracks(tracks, near, focal, error, np.radians(0.5))
-        rows, points = known_points(tracks, structure, number)
+        rows, points = known_points(tracks, structure, [number])[number]
         view, config = self._views[number], self._config
         observed = tracks.normalised[rows]
         found = resect(structure.points[points], observed, view.focal, error, min_inliers=config.min_inliers)
@@ -254,7 +305,7 @@ class Chain:
         """Those poses near the newest one in time, adjusted; the oldest of them stay where they are."""
         window = self._window(newest, poses)
         return refine(
-            build_tracks(self._views, self._pairs_within(set(window))),
+            build_tracks(self._views, self._pairs_within(set(window)), verified=True),
             {number: poses[number] for number in window},
             median_focal(self._views, window),
             errors=(error or 2.0 * self._config.max_error,),

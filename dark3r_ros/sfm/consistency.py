@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from dark3r_ros.geometry import se3
 from dark3r_ros.sfm.pairs import VerifiedPair
 from dark3r_ros.sfm.resection import resect
+from dark3r_ros.sfm.tracks import rows_by
 from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.views import View
 
@@ -35,8 +36,7 @@ class DepthsSeen:
     def __init__(self, structure: Structure, poses: Mapping[int, Array]) -> None:
         self._trees: dict[int, tuple[cKDTree, Array]] = {}
         tracks = structure.tracks
-        for number in np.unique(tracks.view).tolist():
-            rows = tracks.view == number
+        for number, rows in rows_by(tracks.view):
             depth = structure.points[tracks.point[rows]] @ poses[number][2, :3] + poses[number][2, 3]
             self._trees[number] = cKDTree(tracks.pixels[rows]), depth
 

@@ -22,7 +22,7 @@ from scipy.special import softmax
 from dark3r_ros.geometry import se3
 from dark3r_ros.matching.guided import GuidedPair, Queries, grid_queries
 from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor
-from dark3r_ros.sfm.rematch import covisible, depth_range, peak_depths, project
+from dark3r_ros.sfm.rematch import covisible, depth_ranges, peak_depths, project
 from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.views import View
 from dark3r_ros.types import DepthMap
@@ -49,16 +49,18 @@ def partner_views(structure: Structure, poses: Mapping[int, Array], most: int, l
     shared = covisible(structure, max(poses) + 1)
     centres = {number: se3.inverse(pose)[:3, 3] for number, pose in poses.items()}
     result: dict[int, list[int]] = {}
+    ranges = depth_ranges(structure, poses)
     for number in sorted(poses):
-        limits = depth_range(structure, poses, number)
+        limits = ranges.get(number)
         if limits is None:
             result[number] = []
             continue
         scored = []
-        for other in poses:
-            if other != number and shared[number, other] >= least:
+        row = slice(*shared.indptr[number : number + 2])
+        for other, count in zip(shared.indices[row].tolist(), shared.data[row].tolist(), strict=True):
+            if other in poses and count >= least:
                 angle = float(np.linalg.norm(centres[number] - centres[other])) / float(np.sqrt(limits[0] * limits[1]))
-                scored.append((-shared[number, other] * min(angle / 0.1, 1.0), other))
+                scored.append((-count * min(angle / 0.1, 1.0), other))
         result[number] = [other for _, other in sorted(scored)[:most]]
     return result
 
@@ -75,11 +77,9 @@ def depth_maps(
     options = options or DenseOptions()
     partners = partner_views(structure, poses, options.partners)
     numbers = [number for number in sorted(poses) if partners[number]]
-    raw = {}
+    raw, ranges = {}, depth_ranges(structure, poses)
     for number in progress(numbers, len(numbers), 'depth') if progress else numbers:
-        limits = depth_range(structure, poses, number)
-        assert limits is not None
-        raw[number] = sweep_view(number, partners[number], limits, views, poses, predictor, options)
+        raw[number] = sweep_view(number, partners[number], ranges[number], views, poses, predictor, options)
     return {number: _confirmed(number, raw, partners, views, poses, options.agreement) for number in raw}
 
 

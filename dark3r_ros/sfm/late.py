@@ -15,7 +15,7 @@ from dark3r_ros.geometry.two_view import sampson_distance
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.pairs import VerifiedPair
 from dark3r_ros.sfm.resection import resect
-from dark3r_ros.sfm.tracks import Tracks
+from dark3r_ros.sfm.tracks import Tracks, rows_by
 from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.views import View
 
@@ -32,15 +32,21 @@ def _centre_keys(tracks: Tracks) -> Index:
     return tracks.view[centre] * (1 << 40) + place[:, 1] * (1 << 20) + place[:, 0]
 
 
-def known_points(tracks: Tracks, structure: Structure, view: int) -> tuple[Index, Index]:
-    """Rows of `tracks` seen in a view whose point is in the structure, and the numbers of those points."""
+def known_points(tracks: Tracks, structure: Structure, numbers: Collection[int]) -> dict[int, tuple[Index, Index]]:
+    """Rows of `tracks` seen in each of some views whose point is in the structure, and the numbers of those points."""
     keys = _centre_keys(structure.tracks)
     order = np.argsort(keys, kind='stable')
-    rows = np.flatnonzero(tracks.view == view)
-    wanted = _centre_keys(tracks)[tracks.point[rows]]
+    wanted = _centre_keys(tracks)
     place = np.searchsorted(keys[order], wanted).clip(max=max(len(order) - 1, 0))
-    found = keys[order][place] == wanted if len(order) else np.zeros(len(rows), dtype=bool)
-    return rows[found], order[place[found]] if len(order) else rows[:0]
+    known = keys[order][place] == wanted if len(order) else np.zeros(len(wanted), dtype=bool)
+    asked = np.zeros(max([int(tracks.view.max(initial=-1)), *numbers]) + 1, dtype=bool)
+    asked[list(numbers)] = True
+    rows = np.flatnonzero(asked[tracks.view] & known[tracks.point])
+    nothing = rows[:0]
+    result = dict.fromkeys(numbers, (nothing, nothing))
+    for number, mine in rows_by(tracks.view[rows]):
+        result[number] = rows[mine], order[place[tracks.point[rows[mine]]]]
+    return result
 
 
 def pose_remaining(
@@ -53,14 +59,12 @@ def pose_remaining(
 ) -> dict[int, Array]:
     """Poses of further views, except barred ones, by resection from the points known so far."""
     found: dict[int, Array] = {}
-    for number, view in enumerate(views):
-        if number in poses or number in barred or not view.usable:
-            continue
-        rows, points = known_points(tracks, structure, number)
+    missing = [n for n, view in enumerate(views) if n not in poses and n not in barred and view.usable]
+    for number, (rows, points) in known_points(tracks, structure, missing).items():
         result = resect(
             structure.points[points],
             tracks.normalised[rows],
-            view.focal,
+            views[number].focal,
             2.0 * config.max_error,
             min_inliers=config.min_inliers,
         )
@@ -86,12 +90,8 @@ def supported(
     inside = [pair for pair in pairs if pair.first in poses and pair.second in poses]
     counts = np.bincount(structure.tracks.view, minlength=max(poses) + 1)
     kept = {number for number in poses if counts[number] >= config.min_inliers}
-    while kept:
-        share = _shares([pair for pair in inside if pair.first in kept and pair.second in kept], good)
-        worst = min(kept, key=lambda number: (share.get(number, 0.0), number))
-        if share.get(worst, 0.0) >= config.min_agreement:
-            break
-        kept.remove(worst)
+    inside = [pair for pair in inside if pair.first in kept and pair.second in kept]
+    kept -= _worst_views(kept, inside, good, config.min_agreement)
     edges = [
         pair
         for pair in inside
@@ -102,15 +102,40 @@ def supported(
     return _largest_group(edges)
 
 
-def _shares(pairs: Sequence[VerifiedPair], good: Mapping[tuple[int, int], int]) -> dict[int, float]:
-    """Matches of each view that agree with the poses, over those that agree with the geometries of its pairs."""
-    agreed: dict[int, int] = {}
-    total: dict[int, int] = {}
+def _worst_views(
+    numbers: Collection[int], pairs: Sequence[VerifiedPair], good: Mapping[tuple[int, int], int], least: float
+) -> set[int]:
+    """Views to be set aside, the worst first, until the matches of every other one agree with the poses often enough.
+
+    Counted are, in the pairs of views that are still there, matches that agree with the poses (`good`) over those that
+    agree with the geometries of the pairs. A view without any agrees with nothing.
+    """
+    agreed, total = np.zeros(max(numbers, default=-1) + 1), np.zeros(max(numbers, default=-1) + 1)
+    partners: dict[int, dict[int, tuple[int, int]]] = {number: {} for number in numbers}
     for pair in pairs:
-        for number in (pair.first, pair.second):
-            agreed[number] = agreed.get(number, 0) + good[pair.first, pair.second]
-            total[number] = total.get(number, 0) + pair.support
-    return {number: agreed[number] / total[number] for number in total}
+        counts = good[pair.first, pair.second], pair.support
+        for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            partners[one][other] = counts
+            agreed[one] += counts[0]
+            total[one] += counts[1]
+    removed: set[int] = set()
+    share = np.full(len(total), np.inf)
+    share[list(numbers)] = 0.0
+    known = total > 0
+    share[known] = agreed[known] / total[known]
+    while len(removed) < len(numbers):
+        worst = int(share.argmin())
+        if share[worst] >= least:
+            break
+        removed.add(worst)
+        share[worst] = np.inf
+        for other, (right, all_of_them) in partners[worst].items():
+            if other in removed:
+                continue
+            agreed[other] -= right
+            total[other] -= all_of_them
+            share[other] = agreed[other] / total[other] if total[other] > 0 else 0.0
+    return removed
 
 
 def _largest_group(edges: Sequence[VerifiedPair]) -> set[int]:

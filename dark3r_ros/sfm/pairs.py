@@ -8,7 +8,7 @@ matches are coarse. So its other matches are kept as well: the poses of all view
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,14 +59,19 @@ class VerifiedPair:
 
     def select(self, rows: NDArray[np.bool_]) -> VerifiedPair:
         """Matches of a mask; the geometry stays."""
-        return replace(
-            self,
-            pixels_first=self.pixels_first[rows],
-            pixels_second=self.pixels_second[rows],
-            identity_first=self.identity_first[rows],
-            identity_second=self.identity_second[rows],
-            confidence=self.confidence[rows],
-            agrees=self.agrees[rows],
+        return VerifiedPair(
+            self.first,
+            self.second,
+            self.pixels_first[rows],
+            self.pixels_second[rows],
+            self.identity_first[rows],
+            self.identity_second[rows],
+            self.star,
+            self.confidence[rows],
+            self.agrees[rows],
+            self.second_from_first,
+            self.parallax,
+            self.tried,
         )
 
     @property

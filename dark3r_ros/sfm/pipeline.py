@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.geometry import se3
 from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
+from dark3r_ros.sfm.adjusting import Adjuster
 from dark3r_ros.sfm.chain import time_order
 from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.dense import depth_maps
-from dark3r_ros.sfm.focal import FocalCheck, check_focal, guessed, rescaled, scaled_view, search_focal
+from dark3r_ros.sfm.focal import guessed, rescaled, scaled_view, search_focal
 from dark3r_ros.sfm.fusion import fuse
 from dark3r_ros.sfm.graph import pair_graph, poor_views
 from dark3r_ros.sfm.held import hold_unit
 from dark3r_ros.sfm.late import pose_remaining, supported
 from dark3r_ros.sfm.pairs import VerifiedPair, all_still, match_pair
 from dark3r_ros.sfm.pooled import PooledOptions, pooled_in_rounds
-from dark3r_ros.sfm.progress import Progress, Ticker, cpu_workers, ordered_map, quiet
-from dark3r_ros.sfm.refine import Refined, refine
+from dark3r_ros.sfm.progress import Progress, cpu_workers, ordered_map, quiet
+from dark3r_ros.sfm.refine import Refined
 from dark3r_ros.sfm.rematch import rematch, rematched_tracks
 from dark3r_ros.sfm.result import build_reconstruction, world_poses
 from dark3r_ros.sfm.scale import scaled_covariance
@@ -42,7 +42,7 @@ from dark3r_ros.sfm.spill import spilled
 from dark3r_ros.sfm.start import first_poses
 from dark3r_ros.sfm.store import PairStore
 from dark3r_ros.sfm.tracks import Tracks, build_tracks, merge_stars
-from dark3r_ros.sfm.triangulation import Structure, triangulate_tracks
+from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.trust import check_neighbours
 from dark3r_ros.sfm.views import View, median_focal, take_views
 from dark3r_ros.types import DepthMap, Frame, Reconstruction, Trajectory
@@ -50,8 +50,6 @@ from dark3r_ros.types import DepthMap, Frame, Reconstruction, Trajectory
 Array = NDArray[np.float64]
 
 STAGES = ('encode', 'pairs', 'start', 'adjust', 'rematch', 'late', 'pool', 'dense')
-# More views than these are not asked how sure their poses are: that grows with their cube.
-_COVARIANCE_VIEWS = 200
 # Features of this many views are held in memory, 0.5 GB at 320x240; those of further ones lie on disk.
 _HELD_VIEWS = 300
 # Planes of this many views are held in memory, 0.2 GB at 320x240: with more no evidence is pooled.
@@ -151,7 +149,7 @@ class SfmRun:
         if not poses:
             return Solution(views, pairs, {}, _nothing(tracks), tracks, self._reasons(views, pairs))
         with self._timed('adjust'):
-            refined = self._refine(tracks, poses, views)
+            refined = self._adjuster.refined(tracks, poses, views)
         if not self.config.fix_intrinsics:
             with self._timed('adjust'):
                 tracks, refined, views = self._with_focal(tracks, refined, views)
@@ -165,12 +163,15 @@ class SfmRun:
         reasons |= dict.fromkeys(dropped, 'its pose disagrees with the matches of its pairs')
         if dropped and kept:
             with self._timed('adjust'):
-                refined = self._refine(tracks, {number: refined.poses[number] for number in sorted(kept)}, views)
+                refined = self._adjuster.refined(
+                    tracks, {number: refined.poses[number] for number in sorted(kept)}, views
+                )
         if not kept:
             return Solution(views, pairs, {}, _nothing(tracks), tracks, reasons)
         with self._timed('adjust'):
             self._check_focal(tracks, refined, views)
-            refined = self._with_covariance(tracks, refined, views)
+            refined = self._adjuster.with_covariance(tracks, refined, views)
+            self.covariance = refined.covariance
             trust = self._scale_trust(refined, views)
         refined = self._pooled(tracks, refined, views)
         refined = self._held(tracks, refined, views, trust)
@@ -178,6 +179,10 @@ class SfmRun:
         return Solution(views, pairs, refined.poses, refined.structure, tracks, reasons)
 
     # ------------------------------------------------------------------ stages
+
+    @property
+    def _adjuster(self) -> Adjuster:
+        return Adjuster(self.config, self.progress)
 
     def _views(self, frames: Iterable[Frame], expected: int) -> list[View]:
         """Frames as views; those without calibration get a guessed one where the focal length is to be found."""
@@ -208,13 +213,13 @@ class SfmRun:
 
     def _with_focal(self, tracks: Tracks, refined: Refined, views: list[View]) -> tuple[Tracks, Refined, list[View]]:
         """Give all views the focal length that the matches want, and adjust with it."""
-        check = self._wanted_focal(tracks, refined, views)
+        check = self._adjuster.wanted_focal(tracks, refined, views)
         if check is None or not check.contradicts(2.0 * check.deviation, 2.0):
             return tracks, refined, views
         self.notes['focal_scale'] = check.scale
         self.views = views = [scaled_view(view, check.scale) for view in views]
         tracks = rescaled(tracks, views)
-        return tracks, self._refine(tracks, refined.poses, views), views
+        return tracks, self._adjuster.refined(tracks, refined.poses, views), views
 
     def _pairs(self, views: Sequence[View]) -> list[VerifiedPair]:
         """Verified pairs, from disk where an earlier run or another process made them. Raises ShardDone in helpers."""
@@ -277,38 +282,6 @@ class SfmRun:
         self.notes['start'] = start.note
         return start.poses, [pair for pair in pairs if (pair.first, pair.second) not in start.refused]
 
-    def _refine(self, tracks: Tracks, poses: dict[int, Array], views: Sequence[View]) -> Refined:
-        parallax = np.radians(self.config.min_parallax)
-        error = self.config.max_error
-        focal = median_focal(views, poses)
-        errors = (2.0 * error, 1.5 * error, error)
-        tick = Ticker(self.progress, len(errors), f'adjusting {len(poses)} views')
-        refined = refine(tracks, poses, focal, errors=errors, min_parallax=parallax, tick=tick)
-        tick.close()
-        return refined
-
-    def _with_covariance(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> Refined:
-        """A last adjustment that also says how sure the poses are, relative to two that are far apart.
-
-        Not for very many views.
-        """
-        if len(refined.poses) > _COVARIANCE_VIEWS:
-            return refined
-        error, focal = self.config.max_error, median_focal(views, refined.poses)
-        parallax = np.radians(self.config.min_parallax)
-        last = refine(
-            tracks,
-            refined.poses,
-            focal,
-            errors=(error,),
-            min_parallax=parallax,
-            iterations=4,
-            with_covariance=True,
-            held=_gauge(refined.poses),
-        )
-        self.covariance = last.covariance
-        return last
-
     def _pooled(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> Refined:
         """Poses that pool the evidence of all matches, weak ones too, unless fewer points agree with them."""
         if not (self.config.pool and isinstance(self.predictor, MiniPredictor)):
@@ -319,7 +292,7 @@ class SfmRun:
                 refined.poses,
                 refined.structure,
                 self.predictor,
-                lambda poses: self._triangulated(tracks, poses, views),
+                lambda poses: self._adjuster.triangulated(tracks, poses, views),
                 workers=self._workers(),
                 progress=self.progress,
             )
@@ -332,17 +305,9 @@ class SfmRun:
         self.notes['pooled'] = {'taken': taken, 'rounds': rounds, **counts}
         return replace(refined, poses=poses, structure=structure) if taken else refined
 
-    def _triangulated(self, tracks: Tracks, poses: Mapping[int, Array], views: Sequence[View]) -> Structure:
-        parallax = np.radians(self.config.min_parallax)
-        return triangulate_tracks(tracks, poses, median_focal(views, poses), self.config.max_error, parallax)
-
-    def _wanted_focal(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> FocalCheck | None:
-        parallax = np.radians(self.config.min_parallax)
-        return check_focal(tracks, refined.structure, refined.poses, views, self.config.max_error, parallax)
-
     def _check_focal(self, tracks: Tracks, refined: Refined, views: Sequence[View]) -> None:
         """Warn when the matches clearly want another focal length than the one given."""
-        check = self._wanted_focal(tracks, refined, views)
+        check = self._adjuster.wanted_focal(tracks, refined, views)
         if check is None:
             return
         wrong = check.contradicts()
@@ -370,7 +335,7 @@ class SfmRun:
         if self.odometry is not None and trust.worst > _KNOWN_SCALE:
             held = hold_unit(refined.poses, views, self.odometry)
         if held is not None:
-            structure = self._triangulated(tracks, held.poses, views)
+            structure = self._adjuster.triangulated(tracks, held.poses, views)
             agreeing = len(structure.tracks.point) / max(len(refined.structure.tracks.point), 1)
             taken = agreeing >= _POOLED_SHARE
             self.notes['held'] = {'taken': taken, 'agreeing': agreeing, **held.note}
@@ -400,7 +365,7 @@ class SfmRun:
             if not found:
                 break
             added += len(found)
-            refined = self._refine(tracks, {**refined.poses, **found}, views)
+            refined = self._adjuster.refined(tracks, {**refined.poses, **found}, views)
         self.notes['posed_late'] = added
         return refined
 
@@ -413,7 +378,7 @@ class SfmRun:
             again = rematched_tracks(views, self.progress(found, len(refined.poses), 'matching again'))
             tracks = merge_stars(views, tracks, again)
         with self._timed('adjust'):
-            return tracks, self._refine(tracks, refined.poses, views)
+            return tracks, self._adjuster.refined(tracks, refined.poses, views)
 
     def _reasons(self, views: Sequence[View], pairs: Sequence[VerifiedPair]) -> dict[int, str]:
         paired = {number for pair in pairs for number in (pair.first, pair.second)}
@@ -443,14 +408,6 @@ class SfmRun:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - began
-
-
-def _gauge(poses: dict[int, Array]) -> list[int]:
-    """The first view and the one farthest from it: held, they fix position, rotation and scale of the rest."""
-    centres = {number: se3.inverse(pose)[:3, 3] for number, pose in poses.items()}
-    first = min(poses)
-    farthest = max(sorted(poses), key=lambda number: float(np.linalg.norm(centres[number] - centres[first])))
-    return [first, farthest]
 
 
 def _nothing(tracks: Tracks) -> Structure:

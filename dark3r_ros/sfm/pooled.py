@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.matching.mini import MiniPredictor
-from dark3r_ros.sfm.bundle import BundleProblem, Linearised, Schur, local_points, moved, sum_by
+from dark3r_ros.sfm.bundle import moved
+from dark3r_ros.sfm.equations import BundleProblem, Linearised, local_points, sum_by
 from dark3r_ros.sfm.progress import Progress, ordered_map, quiet
 from dark3r_ros.sfm.rectify import relief_of, smooth_depths
 from dark3r_ros.sfm.refine import most_seen
 from dark3r_ros.sfm.rematch import neighbours
+from dark3r_ros.sfm.schur import Schur
 from dark3r_ros.sfm.surfaces import Surfaces, looked_for
 from dark3r_ros.sfm.triangulation import Structure, pose_table
 from dark3r_ros.sfm.views import View, median_focal

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.sfm.bundle import BundleProblem, adjust
+from dark3r_ros.sfm.bundle import adjust
+from dark3r_ros.sfm.equations import BundleProblem
 from dark3r_ros.sfm.tracks import Tracks
 from dark3r_ros.sfm.triangulation import Structure, pose_table, posed_views, triangulate_tracks
 
@@ -124,11 +125,18 @@ def _adjust(
     with_covariance: bool,
     held: Collection[int],
 ) -> tuple[dict[int, Array], dict[int, Array]]:
-    problem = bundle_problem(structure, poses, focal, held)
+    # Numbered anew, so that ten views of thousands cost what ten cost.
+    numbers = sorted(poses)
+    rank = {number: place for place, number in enumerate(numbers)}
+    tracks = replace(structure.tracks, view=np.searchsorted(numbers, structure.tracks.view))
+    ranked = {rank[number]: pose for number, pose in poses.items()}
+    problem = bundle_problem(Structure(tracks, structure.points), ranked, focal, [rank[number] for number in held])
     result = adjust(problem, iterations, with_covariance=with_covariance)
-    moved = {number: result.cameras_from_world[number] for number in poses}
+    moved = {number: result.cameras_from_world[rank[number]] for number in poses}
     if result.pose_covariance is None:
         return moved, {}
     return moved, {
-        number: result.pose_covariance[number] for number in poses if number in held or problem.pose_free[number]
+        number: result.pose_covariance[rank[number]]
+        for number in poses
+        if number in held or problem.pose_free[rank[number]]
     }

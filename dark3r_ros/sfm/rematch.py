@@ -20,7 +20,7 @@ from scipy.special import softmax
 from dark3r_ros.geometry import se3
 from dark3r_ros.matching.guided import GuidedPair, anchor_pixels
 from dark3r_ros.matching.mini import MiniFeatures, MiniPredictor
-from dark3r_ros.sfm.tracks import Tracks, make_tracks
+from dark3r_ros.sfm.tracks import Tracks, make_tracks, rows_by
 from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.views import View
 
@@ -50,13 +50,15 @@ class RematchOptions:
     min_posterior: float = 0.5
 
 
-def covisible(structure: Structure, count: int) -> Array:
-    """Number (count, count) of points that two views share."""
+def covisible(structure: Structure, count: int) -> sparse.csr_matrix:
+    """Number (count, count) of points that two views share, none of a view with itself: most of it is empty."""
     tracks = structure.tracks
     ones = np.ones(len(tracks.view))
     seen = sparse.csr_matrix((ones, (tracks.view, tracks.point)), shape=(count, len(tracks)))
-    shared = (seen @ seen.T).toarray()
-    np.fill_diagonal(shared, 0.0)
+    shared = (seen @ seen.T).tocsr()
+    shared.setdiag(0.0)
+    shared.eliminate_zeros()
+    shared.sort_indices()
     return shared
 
 
@@ -65,21 +67,24 @@ def neighbours(structure: Structure, poses: Mapping[int, Array], most: int, leas
     shared = covisible(structure, max(poses) + 1)
     result = {}
     for number in poses:
-        order = np.lexsort((np.arange(len(shared)), -shared[number]))
-        result[number] = [int(other) for other in order[:most] if shared[number, other] >= least and other in poses]
+        row = slice(*shared.indptr[number : number + 2])
+        others, counts = shared.indices[row], shared.data[row]
+        order = np.lexsort((others, -counts))[:most]
+        result[number] = [int(others[k]) for k in order if counts[k] >= least and others[k] in poses]
     return result
 
 
-def depth_range(structure: Structure, poses: Mapping[int, Array], view: int) -> tuple[float, float] | None:
-    """Nearest and farthest depth worth a look in a view, from the points that it sees."""
-    rows = structure.tracks.view == view
-    points = structure.points[structure.tracks.point[rows]]
-    depth = points @ poses[view][2, :3] + poses[view][2, 3]
-    depth = depth[depth > 0]
-    if len(depth) < 10:
-        return None
-    near, far = np.percentile(depth, (1, 99))
-    return 0.7 * float(near), 1.6 * float(far)
+def depth_ranges(structure: Structure, poses: Mapping[int, Array]) -> dict[int, tuple[float, float]]:
+    """Nearest and farthest depth worth a look in each posed view, from the points that it sees: ten or more."""
+    tracks = structure.tracks
+    result = {}
+    for number, rows in rows_by(tracks.view):
+        depth = structure.points[tracks.point[rows]] @ poses[number][2, :3] + poses[number][2, 3]
+        depth = depth[depth > 0]
+        if len(depth) >= 10:
+            near, far = np.percentile(depth, (1, 99))
+            result[number] = 0.7 * float(near), 1.6 * float(far)
+    return result
 
 
 def project(view: View, camera_from_world: Array, points: Array) -> Array:
@@ -136,36 +141,41 @@ def rematch(
     """
     options = options or RematchOptions()
     graph = neighbours(structure, poses, options.neighbours)
+    limits = depth_ranges(structure, poses)
+    depths = _known_depths(structure, poses)
     for number in sorted(poses):
-        others = graph[number]
-        limits = depth_range(structure, poses, number)
-        if others and limits is not None:
-            yield _rematch_view(number, others, limits, views, poses, structure, predictor, options)
+        others, within = graph[number], limits.get(number)
+        if others and within is not None:
+            known = depths.get(number, (np.zeros(0, np.int64), np.zeros(0)))
+            yield _rematch_view(number, others, within, known, views, poses, predictor, options)
 
 
-def _known_depths(structure: Structure, poses: Mapping[int, Array], view: int, count: int) -> Array:
-    """Depth (count,) of the anchors of a view that were triangulated from three views or more, NaN for others."""
+def _known_depths(structure: Structure, poses: Mapping[int, Array]) -> dict[int, tuple[Index, Array]]:
+    """By view, its anchors (A,) that were triangulated from three views or more, and their depths (A,)."""
     tracks = structure.tracks
-    mine = (tracks.view[tracks.centre] == view) & (np.bincount(tracks.point, minlength=len(tracks)) >= 3)
-    depth = np.full(count, np.nan)
-    depth[tracks.anchor[mine]] = structure.points[mine] @ poses[view][2, :3] + poses[view][2, 3]
-    return depth
+    often = np.flatnonzero(np.bincount(tracks.point, minlength=len(tracks)) >= 3)
+    result = {}
+    for number, rows in rows_by(tracks.view[tracks.centre[often]]):
+        pose, mine = poses[number], often[rows]
+        result[number] = tracks.anchor[mine], structure.points[mine] @ pose[2, :3] + pose[2, 3]
+    return result
 
 
 def _rematch_view(
     number: int,
     others: Sequence[int],
     limits: tuple[float, float],
+    known: tuple[Index, Array],
     views: Sequence[View],
     poses: Mapping[int, Array],
-    structure: Structure,
     predictor: MiniPredictor,
     options: RematchOptions,
 ) -> Rematched:
     features = cast(MiniFeatures, views[number].features)
     pairs = {other: GuidedPair(predictor, features, cast(MiniFeatures, views[other].features)) for other in others}
     own = anchor_pixels(features)
-    depth = _known_depths(structure, poses, number, len(own))
+    depth = np.full(len(own), np.nan)
+    depth[known[0]] = known[1]
     unknown = np.flatnonzero(np.isnan(depth))
     inverse = np.linspace(1.0 / limits[1], 1.0 / limits[0], options.depths)
     if len(unknown):

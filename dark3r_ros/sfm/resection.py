@@ -13,6 +13,9 @@ from dark3r_ros.geometry.two_view import reprojection_errors
 
 Array = NDArray[np.float64]
 
+# Points that extend by less than this, and by more than its inverse, are left in their own unit.
+_ORDINARY = 1e4
+
 
 @dataclass(frozen=True, eq=False)
 class Resection:
@@ -21,6 +24,30 @@ class Resection:
     camera_from_world: Array
     inliers: NDArray[np.bool_]
     covariance: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """A world of its own for points: its origin (3,) and its unit in the world that they come from."""
+
+    origin: Array
+    unit: float
+
+    def points(self, points: Array) -> Array:
+        """Points (N, 3) of the old world in the new one."""
+        return (points - self.origin) / self.unit
+
+    def into(self, camera_from_world: Array) -> Array:
+        """Pose (4, 4) in the new world."""
+        moved = camera_from_world[:3, :3] @ self.origin + camera_from_world[:3, 3]
+        return se3.make(camera_from_world[:3, :3], moved / self.unit)
+
+    def back(self, found: Resection) -> Resection:
+        """What was found in the new world, in the old one."""
+        rotation, factor = found.camera_from_world[:3, :3], np.array([self.unit] * 3 + [1.0] * 3)
+        shift = self.unit * found.camera_from_world[:3, 3] - rotation @ self.origin
+        covariance = found.covariance * factor[:, None] * factor
+        return Resection(se3.make(rotation, shift), found.inliers, covariance)
 
 
 def resect(
@@ -40,6 +67,22 @@ def resect(
     """
     if len(points) < max(min_inliers, 4):
         return None
+    middle = np.median(points, axis=0)
+    extent = float(np.median(np.abs(points - middle).max(axis=1)))
+    if extent > 0 and not 1.0 / _ORDINARY < extent < _ORDINARY:
+        # Solvers have absolute bounds, and a drift of scale takes the unit of a long path by many powers of ten.
+        ordinary = Similarity(middle, extent)
+        own = None if guess is None else ordinary.into(guess)
+        found = resect(
+            ordinary.points(points),
+            observed,
+            focal,
+            threshold_px,
+            guess=own,
+            min_inliers=min_inliers,
+            max_iterations=max_iterations,
+        )
+        return None if found is None else ordinary.back(found)
     threshold = threshold_px / focal
     pose = None
     if guess is not None:

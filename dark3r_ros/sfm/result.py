@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dark3r_ros.errors import ReconstructionError
 from dark3r_ros.geometry import se3
-from dark3r_ros.sfm.tracks import Tracks
+from dark3r_ros.sfm.tracks import Tracks, rows_by
 from dark3r_ros.sfm.triangulation import Structure
 from dark3r_ros.sfm.views import View
 from dark3r_ros.types import FrameRecord, Observations, PointCloud, Reconstruction
@@ -76,7 +76,6 @@ def world_poses(reconstruction: Reconstruction) -> dict[int, Array]:
 def _colors(views: Sequence[View], tracks: Tracks) -> NDArray[np.uint8]:
     centre = tracks.centre
     colors = np.zeros((len(tracks), 3), np.uint8)
-    for number in np.unique(tracks.view[centre]):
-        mine = np.flatnonzero(tracks.view[centre] == number)
+    for number, mine in rows_by(tracks.view[centre]):
         colors[mine] = views[number].color_at(tracks.pixels[centre[mine]])
     return colors

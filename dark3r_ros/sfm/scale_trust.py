@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import percentile_filter
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.sfm.bundle import BundleProblem, Jacobians, Schur, jacobians, linearise
+from dark3r_ros.sfm.equations import BundleProblem, Jacobians, jacobians, linearise
 from dark3r_ros.sfm.refine import bundle_problem, thin
+from dark3r_ros.sfm.schur import Schur
 from dark3r_ros.sfm.triangulation import Structure
 
 Array = NDArray[np.float64]

@@ -35,6 +35,10 @@ _CLEAR = 0.8
 _OPEN = 0.02
 # Keypoints of all views together that a start is made from, unless that leaves too few of each.
 _START_TOTAL = 20_000
+# Among more views than these, poses that leave out no more than a share are beyond doubt as well: resection finds the
+# rest. Methods whose time grows with the square of the views are not tried.
+_MANY = 500
+_LEFT_OUT = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,8 @@ def first_poses(
     they look alike and show different places. Where it leaves views out, leaves loops open or explains few matches,
     COLMAP's incremental mapper is tried as well, then our own, and the alignment of point maps where the predictor
     gives them; the poses that more matches of the pairs not refused agree with win. Where even these explain few,
-    views that other starts put elsewhere with nearly as many matches are left out, and listed as `ambiguous`.
+    views that other starts put elsewhere with nearly as many matches are left out, and listed as `ambiguous`. Beyond
+    500 views neither our own mapper nor these other starts are tried.
     """
     if not pairs:
         return Start({}, {'method': config.mapper, 'posed': 0})
@@ -87,7 +92,7 @@ def first_poses(
     chosen = (
         verified if contest.total <= _PLENTY else thin_pairs(verified, _per_view(len(everyone), config.start_points))
     )
-    for name in _methods(predictor, config):
+    for name in _methods(predictor, config, len(everyone)):
         tick = Ticker(progress, len(everyone), f'start ({name})')
         try:
             contest.enter(name, _run(name, views, chosen, predictor, config, tick))
@@ -100,7 +105,8 @@ def first_poses(
         if contest.clear:
             break
     best, note = contest.best, contest.note()
-    if config.mapper == 'auto' and len(best) > 2 and contest.most < _CLEAR * contest.total:
+    doubtful = len(best) > 2 and contest.most < _CLEAR * contest.total
+    if config.mapper == 'auto' and doubtful and len(everyone) <= _MANY:
         settled = settled_views(best, contest.most, pairs, views, config)
         note['ambiguous'] = sorted(set(best) - settled)
         best = {number: pose for number, pose in best.items() if number in settled} if len(settled) > 2 else {}
@@ -127,7 +133,9 @@ class _Contest:
         self.tried[name] = {'posed': len(poses), 'agreeing_share': support / max(self.total, 1), **(figures or {})}
         if support > self.most:
             self.best, self.most, self._method = poses, support, name
-            self.clear = len(poses) == len(self._everyone) and support >= _CLEAR * self.total
+            left_out = len(self._everyone) - len(poses)
+            most = int(_LEFT_OUT * len(self._everyone)) if len(self._everyone) > _MANY else 0
+            self.clear = left_out <= most and support >= _CLEAR * self.total
 
     def note(self) -> dict[str, Any]:
         """What the report says."""
@@ -139,12 +147,13 @@ def _per_view(count: int, most: int) -> int:
     return min(most, max(100, _START_TOTAL // max(count, 1)))
 
 
-def _methods(predictor: Predictor, config: SfmConfig) -> list[str]:
+def _methods(predictor: Predictor, config: SfmConfig, count: int) -> list[str]:
     if config.mapper == 'ordered':
         return []
     if config.mapper != 'auto':
         return [config.mapper]
-    return ['incremental', 'own', *(['pointmaps'] if gives_point_maps(predictor) else [])]
+    own = ['own'] if count <= _MANY else []
+    return ['incremental', *own, *(['pointmaps'] if gives_point_maps(predictor) else [])]
 
 
 def _run(

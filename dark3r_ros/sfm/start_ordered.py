@@ -86,7 +86,7 @@ def start_in_order(
         depths = DepthsSeen(state.structure, state.poses)
         shares = fitting_shares(pairs, state.poses, depths, views, config)
         fitting = [pair for pair in pairs if shares.get(key_of(pair), 0.0) >= _FITS]
-        state = adjusted([pair.verified() for pair in fitting], state.poses, views, config)
+        state = adjusted(fitting, state.poses, views, config)
     depths = DepthsSeen(state.structure, state.poses)
     shares = fitting_shares(pairs, state.poses, depths, views, config)
     neighbours = _mean([shares.get(key_of(pair), 0.0) for pair in near_pairs(pairs, order, 1)])
@@ -105,10 +105,9 @@ def start_in_order(
 
 def _with_the_still(state: Refined, near: Sequence[VerifiedPair], views: Sequence[View], config: SfmConfig) -> Refined:
     """The map with poses of the views that the chain passed over."""
-    near = [pair.verified() for pair in near]
     if {number for pair in near for number in key_of(pair)} <= set(state.poses):
         return state
-    tracks = build_tracks(views, near)
+    tracks = build_tracks(views, near, verified=True)
     parallax = np.radians(config.min_parallax)
     structure = triangulate_tracks(
         tracks, state.poses, median_focal(views, state.poses), 2.0 * config.max_error, parallax

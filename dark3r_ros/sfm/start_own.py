@@ -89,11 +89,9 @@ def grow(
 
 def _next_view(tracks: Tracks, state: Refined, views: Sequence[View], config: SfmConfig) -> tuple[int, Array] | None:
     """The view that sees most known points and can be resected from them."""
-    candidates = []
-    for number, view in enumerate(views):
-        if number not in state.poses and view.usable:
-            rows, points = known_points(tracks, state.structure, number)
-            candidates.append((-len(rows), number, rows, points))
+    missing = [number for number, view in enumerate(views) if number not in state.poses and view.usable]
+    known = known_points(tracks, state.structure, missing)
+    candidates = [(-len(rows), number, rows, points) for number, (rows, points) in known.items()]
     for _, number, rows, points in sorted(candidates, key=lambda item: item[:2])[:5]:
         view = views[number]
         result = resect(

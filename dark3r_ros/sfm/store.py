@@ -8,19 +8,23 @@ the body, which is a few numbers and the raw arrays. A record that was cut off i
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dark3r_ros.sfm.pairs import VerifiedPair
 from dark3r_ros.storage.files import output_error
 
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 Pair = tuple[int, int]
 
 _HEAD = struct.Struct('<II')
@@ -50,31 +54,80 @@ def pack(pair: Pair, result: VerifiedPair | None) -> bytes:
     return fixed + b''.join(array.tobytes() for array in arrays)
 
 
-def unpack(body: bytes) -> tuple[Pair, VerifiedPair | None]:
-    """Reverse of `pack`."""
-    first, second, count, star, tried, parallax, *pose = _FIXED.unpack_from(body)
-    if count < 0:
-        return (first, second), None
-    offset = _FIXED.size
-    arrays = []
-    for kind, width in (('<f4', 2), ('<f4', 2), ('<i4', 1), ('<i4', 1), ('<f4', 1), ('u1', 1)):
-        array = np.frombuffer(body, kind, count * width, offset)
-        offset += array.nbytes
-        arrays.append(array)
-    return (first, second), VerifiedPair(
-        first,
-        second,
-        arrays[0].reshape(-1, 2).astype(np.float64),
-        arrays[1].reshape(-1, 2).astype(np.float64),
-        arrays[2].astype(np.int64),
-        arrays[3].astype(np.int64),
-        bool(star),
-        arrays[4].astype(np.float64),
-        arrays[5].astype(bool),
-        np.array(pose).reshape(4, 4),
-        parallax,
-        tried,
-    )
+class _OpenFile:
+    """A file that is read at any place, and is closed with the last pair that holds it."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __del__(self) -> None:
+        os.close(self._number)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Bytes of the file from an offset on."""
+        return os.pread(self._number, size, offset)
+
+
+class StoredPair(VerifiedPair):
+    """A pair whose arrays stay in the file and are read whenever they are asked for.
+
+    So a pair costs memory of a few hundred bytes, however many there are. The file may be deleted meanwhile.
+    """
+
+    def __init__(self, file: _OpenFile, offset: int, fixed: tuple[Any, ...]) -> None:
+        first, second, count, star, tried, parallax, *pose = fixed
+        values = {
+            'first': first,
+            'second': second,
+            'star': bool(star),
+            'second_from_first': np.array(pose).reshape(4, 4),
+            'parallax': parallax,
+            'tried': tried,
+            '_count': count,
+            '_file': file,
+            '_offset': offset,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return int(self._count)  # type: ignore[attr-defined]
+
+    def _read(self, begin: int, kind: str, width: int) -> NDArray[Any]:
+        """Array (N, width) that begins so many bytes a match behind the fixed part."""
+        count, size = len(self), np.dtype(kind).itemsize * width
+        place = self._offset + _FIXED.size + begin * count  # type: ignore[attr-defined]
+        return np.frombuffer(self._file.read(size * count, place), kind, count * width)  # type: ignore[attr-defined]
+
+    @property
+    def pixels_first(self) -> Array:  # type: ignore[override]
+        """As of every pair."""
+        return self._read(0, '<f4', 2).reshape(-1, 2).astype(np.float64)
+
+    @property
+    def pixels_second(self) -> Array:  # type: ignore[override]
+        """As of every pair."""
+        return self._read(8, '<f4', 2).reshape(-1, 2).astype(np.float64)
+
+    @property
+    def identity_first(self) -> Index:  # type: ignore[override]
+        """As of every pair."""
+        return self._read(16, '<i4', 1).astype(np.int64)
+
+    @property
+    def identity_second(self) -> Index:  # type: ignore[override]
+        """As of every pair."""
+        return self._read(20, '<i4', 1).astype(np.int64)
+
+    @property
+    def confidence(self) -> Array:  # type: ignore[override]
+        """As of every pair."""
+        return self._read(24, '<f4', 1).astype(np.float64)
+
+    @property
+    def agrees(self) -> NDArray[np.bool_]:  # type: ignore[override]
+        """As of every pair."""
+        return self._read(28, 'u1', 1).astype(bool)
 
 
 class PairStore:
@@ -94,6 +147,8 @@ class PairStore:
     def _open(self) -> FileIO:
         end = self._valid_end(self.path)
         if not end:
+            # A new file: pairs of the other run may still be read from the old one.
+            self.path.unlink(missing_ok=True)
             self.path.write_bytes(self._line)
             end = len(self._line)
         file = self.path.open('r+b', buffering=0)
@@ -131,12 +186,17 @@ class PairStore:
         return {pair for pair, _ in self.read()}
 
     def read(self) -> Iterator[tuple[Pair, VerifiedPair | None]]:
-        """All finished pairs of this run."""
+        """All finished pairs of this run; their arrays stay in the files."""
         for path in sorted(self._folder.glob('pairs-*.bin')):
             with path.open('rb') as file:
-                if file.readline() == self._line:
-                    for body in _bodies(file):
-                        yield unpack(body)
+                if file.readline() != self._line:
+                    continue
+                offset, held = file.tell(), _OpenFile(os.dup(file.fileno()))
+                for body in _bodies(file):
+                    offset += _HEAD.size
+                    fixed = _FIXED.unpack_from(body)
+                    yield fixed[:2], StoredPair(held, offset, fixed) if fixed[2] >= 0 else None
+                    offset += len(body)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ seen at its own pixel and at every place where it was found. Ordinary tracks joi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,8 +79,11 @@ class Tracks:
         )
 
 
-def _concatenate(parts: list[NDArray], like: NDArray) -> NDArray:
-    return np.concatenate(parts) if parts else like
+def _drained(parts: list[NDArray], like: NDArray) -> NDArray:
+    """The parts one behind the other; they are gone then, for of millions of observations both are too much."""
+    result = np.concatenate(parts) if parts else like
+    parts.clear()
+    return result
 
 
 def make_tracks(
@@ -109,45 +113,60 @@ def _centre_sigma(point: Index, sigma: Array, count: int) -> Array:
 def normalise_pixels(views: Sequence[View], view: Index, pixels: Array) -> Array:
     """Undistorted normalised coordinates (K, 2) of pixels (K, 2) of several views (K,)."""
     result = np.zeros_like(pixels)
-    for number in np.unique(view):
-        mine = view == number
+    for number, mine in rows_by(view):
         result[mine] = views[number].normalised(pixels[mine])
     return result
 
 
-def build_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:
+def rows_by(index: Index) -> Iterator[tuple[int, Index]]:
+    """Numbers that occur in an index (K,), rising, each with its rows, rising as well: one sort for all of them."""
+    order = np.argsort(index, kind='stable')
+    numbers, begins = np.unique(index[order], return_index=True)
+    bounds = itertools.pairwise([*begins.tolist(), len(order)])
+    for number, (begin, end) in zip(numbers.tolist(), bounds, strict=True):
+        yield number, order[begin:end]
+
+
+def build_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair], verified: bool = False) -> Tracks:
     """Star tracks of all matches where the pairs have anchors; ordinary ones of those that agree with their geometry.
 
-    A wrong match spoils one observation of a star, but joins two ordinary tracks for good.
+    A wrong match spoils one observation of a star, but joins two ordinary tracks for good. With `verified`, stars too
+    are made of those that agree alone.
     """
     if all(pair.star for pair in pairs):
-        return _star_tracks(views, pairs)
+        return _star_tracks(views, pairs, verified)
     return _joined_tracks(views, [pair.verified() for pair in pairs])
 
 
-def _star_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair]) -> Tracks:
-    centre_view, anchor, centre_pixels, other_view, other_pixels, sigma = [], [], [], [], [], []
+def _star_tracks(views: Sequence[View], pairs: Sequence[VerifiedPair], verified: bool) -> Tracks:
+    here, there, counts = [], [], []
+    anchors, centres, places, sigmas = [], [], [], []
     for pair in pairs:
+        pixels_first, pixels_second, confidence = pair.pixels_first, pair.pixels_second, pair.confidence
+        asked = pair.agrees if verified else np.ones(len(pair), dtype=bool)
         sides = (
-            (pair.first, pair.identity_first, pair.pixels_first, pair.second, pair.pixels_second),
-            (pair.second, pair.identity_second, pair.pixels_second, pair.first, pair.pixels_first),
+            (pair.first, pair.identity_first, pixels_first, pair.second, pixels_second),
+            (pair.second, pair.identity_second, pixels_second, pair.first, pixels_first),
         )
-        for here, identity, pixels, there, found in sides:
-            rows = identity >= 0
-            count = int(rows.sum())
-            centre_view.append(np.full(count, here))
-            anchor.append(identity[rows])
-            centre_pixels.append(pixels[rows])
-            other_view.append(np.full(count, there))
-            other_pixels.append(found[rows])
-            sigma.append(expected_error(pair.confidence[rows]))
-    nothing = np.zeros(0, np.int64)
-    view, number = _concatenate(centre_view, nothing), _concatenate(anchor, nothing)
+        for own, identity, pixels, other, found in sides:
+            rows = (identity >= 0) & asked
+            here.append(own)
+            there.append(other)
+            counts.append(int(rows.sum()))
+            anchors.append(identity[rows])
+            centres.append(pixels[rows])
+            places.append(found[rows])
+            sigmas.append(expected_error(confidence[rows]))
+    number = _drained(anchors, np.zeros(0, np.int64))
     base = int(number.max(initial=0)) + 1
-    _, first, point = np.unique(view * base + number, return_index=True, return_inverse=True)
+    number += np.repeat(np.array(here, dtype=np.int64), counts) * base
+    keys, first, point = np.unique(number, return_index=True, return_inverse=True)
+    del number
     flat = np.zeros((0, 2))
-    seen = point, _concatenate(other_view, nothing), _concatenate(other_pixels, flat), _concatenate(sigma, np.zeros(0))
-    return make_tracks(views, view[first], number[first], _concatenate(centre_pixels, flat)[first], seen)
+    centre = _drained(centres, flat)[first]
+    partner = np.repeat(np.array(there, dtype=np.int64), counts)
+    seen = point.astype(np.int64), partner, _drained(places, flat), _drained(sigmas, np.zeros(0))
+    return make_tracks(views, keys // base, keys % base, centre, seen)
 
 
 def merge_stars(views: Sequence[View], first: Tracks, second: Tracks) -> Tracks:
@@ -156,13 +175,13 @@ def merge_stars(views: Sequence[View], first: Tracks, second: Tracks) -> Tracks:
     keys, place = np.unique(np.concatenate([_star_keys(first), _star_keys(second)]), axis=0, return_inverse=True)
     point = np.concatenate([place[:count][first.point], place[count:][second.point]])
     view = np.concatenate([first.view, second.view])
-    pixels = np.concatenate([first.pixels, second.pixels])
-    sigma = np.concatenate([first.sigma, second.sigma])
-    order = np.lexsort((np.arange(len(point)), view, point))
-    point, view, pixels, sigma = point[order], view[order], pixels[order], sigma[order]
+    order = np.lexsort((view, point))  # stable: the first set before the second
+    point, view = point[order], view[order]
     fresh = np.ones(len(point), dtype=bool)
     fresh[1:] = (np.diff(point) != 0) | (np.diff(view) != 0)
-    point, view, pixels, sigma = point[fresh], view[fresh], pixels[fresh], sigma[fresh]
+    order, point, view = order[fresh], point[fresh], view[fresh]
+    pixels = np.concatenate([first.pixels, second.pixels])[order]
+    sigma = np.concatenate([first.sigma, second.sigma])[order]
     own = view == keys[point, 0]
     centre_pixels = np.zeros((len(keys), 2))
     centre_pixels[point[own]] = pixels[own]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry.two_view import reprojection_errors
-from dark3r_ros.sfm.bundle import sum_by
+from dark3r_ros.sfm.equations import sum_by
 from dark3r_ros.sfm.tracks import Tracks
 
 Array = NDArray[np.float64]
@@ -194,7 +194,9 @@ def _least_squares(tracks: Tracks, table: Array, points: Array, good: NDArray[np
     normal = sum_by(point, jacobian.transpose(0, 2, 1) @ jacobian, len(points))
     right = sum_by(point, np.einsum('kri,kr->ki', jacobian, residual), len(points))
     trace = np.trace(normal, axis1=1, axis2=2)
-    normal += (1e-9 * trace + 1e-12)[:, None, None] * np.eye(3)
+    # What is far away in the unit of the map is near where a drift has made that of its views as large.
+    least = np.clip(1e-6 * np.median(trace), 1e-60, 1e-12)
+    normal += (1e-9 * trace + least)[:, None, None] * np.eye(3)
     step = np.linalg.solve(normal, right[:, :, None])[:, :, 0]
     enough = np.bincount(point, minlength=len(points)) >= 2
     return np.where(enough[:, None], points - step, points)

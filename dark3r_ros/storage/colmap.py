@@ -7,6 +7,8 @@ images hold world to camera with quaternions (w, x, y, z). Format: https://colma
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from dark3r_ros.errors import DataError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
-from dark3r_ros.storage.files import write_text
+from dark3r_ros.storage.files import write_lines, write_text
 from dark3r_ros.types import FrameRecord, Reconstruction
 
 _HALF = 0.5
@@ -51,11 +53,10 @@ def _numbers(values: NDArray[np.float64] | list[float]) -> str:
 def _reprojection_errors(reconstruction: Reconstruction, pixels: NDArray[np.float64], camera: Camera) -> np.ndarray:
     observations = reconstruction.observations
     errors = np.zeros(len(observations.point_index))
-    for index in np.unique(observations.frame_index):
+    for index, mine in enumerate(_rows_of_frames(reconstruction)):
         pose = reconstruction.frames[index].world_from_camera
-        if pose is None:
+        if pose is None or not len(mine):
             continue
-        mine = observations.frame_index == index
         points = se3.transform_points(se3.inverse(pose), observations.points[observations.point_index[mine]])
         errors[mine] = np.linalg.norm(camera.project(points) - pixels[mine], axis=1)
     return errors
@@ -73,33 +74,54 @@ def write_colmap(folder: Path | str, reconstruction: Reconstruction) -> None:
     note = '' if exact else '# the distortion has no COLMAP model: pixels are undistorted, images are not\n'
     write_text(folder / 'cameras.txt', f'{note}1 {model} {camera.width} {camera.height} {_numbers(parameters)}\n')
 
+    write_lines(folder / 'images.txt', _image_lines(reconstruction, pixels))
     errors = _reprojection_errors(reconstruction, pixels, camera)
-    tracks: dict[int, list[str]] = {}
-    point_errors: dict[int, list[float]] = {}
-    images = ['# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME; then X Y POINT3D_ID per observation\n']
-    for index, record in enumerate(reconstruction.frames):
+    write_lines(folder / 'points3D.txt', _point_lines(reconstruction, errors))
+
+
+def _rows_of_frames(reconstruction: Reconstruction) -> list[NDArray[np.int64]]:
+    """Rows of the observations of each frame, in their order."""
+    frames = reconstruction.observations.frame_index
+    order = np.argsort(frames, kind='stable')
+    bounds = np.searchsorted(frames[order], np.arange(len(reconstruction.frames) + 1))
+    return [order[begin:end] for begin, end in itertools.pairwise(bounds.tolist())]
+
+
+def _image_lines(reconstruction: Reconstruction, pixels: NDArray[np.float64]) -> Iterator[str]:
+    """Lines of images.txt, made as they are written: there are millions of observations in long recordings."""
+    yield '# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME; then X Y POINT3D_ID per observation\n'
+    points = reconstruction.observations.point_index
+    for index, seen in enumerate(_rows_of_frames(reconstruction)):
+        record = reconstruction.frames[index]
         if record.world_from_camera is None:
             continue
         camera_from_world = se3.inverse(record.world_from_camera)
         x, y, z, w = se3.quaternion(camera_from_world[:3, :3])
         pose = _numbers([w, x, y, z, *camera_from_world[:3, 3]])
-        seen = np.flatnonzero(observations.frame_index == index)
-        entries = []
-        for position, k in enumerate(seen):
-            point = int(observations.point_index[k])
-            tracks.setdefault(point, []).append(f'{index + 1} {position}')
-            point_errors.setdefault(point, []).append(float(errors[k]))
-            entries.append(f'{_numbers(pixels[k] + _HALF)} {point + 1}')
-        images.append(f'{index + 1} {pose} 1 {frame_name(record)}\n{" ".join(entries)}\n')
-    write_text(folder / 'images.txt', ''.join(images))
+        places, numbers = (pixels[seen] + _HALF).tolist(), (points[seen] + 1).tolist()
+        entries = [f'{_numbers(place)} {number}' for place, number in zip(places, numbers, strict=True)]
+        yield f'{index + 1} {pose} 1 {frame_name(record)}\n{" ".join(entries)}\n'
 
-    points = ['# POINT3D_ID X Y Z R G B ERROR TRACK (IMAGE_ID POINT2D_IDX ...)\n']
-    for point in sorted(tracks):
-        colour = ' '.join(str(int(value)) for value in observations.colors[point])
-        mean_error = float(np.mean(point_errors[point]))
-        xyz = _numbers(observations.points[point])
-        points.append(f'{point + 1} {xyz} {colour} {mean_error:.6g} {" ".join(tracks[point])}\n')
-    write_text(folder / 'points3D.txt', ''.join(points))
+
+def _point_lines(reconstruction: Reconstruction, errors: NDArray[np.float64]) -> Iterator[str]:
+    """Lines of points3D.txt: every point with the frames that see it, and its place among the points of each."""
+    yield '# POINT3D_ID X Y Z R G B ERROR TRACK (IMAGE_ID POINT2D_IDX ...)\n'
+    observations = reconstruction.observations
+    position = np.zeros(len(observations.point_index), dtype=np.int64)
+    for index, seen in enumerate(_rows_of_frames(reconstruction)):
+        posed = reconstruction.frames[index].world_from_camera is not None
+        position[seen] = np.arange(len(seen)) if posed else -1
+    rows = np.flatnonzero(position >= 0)
+    rows = rows[np.lexsort((position[rows], observations.frame_index[rows], observations.point_index[rows]))]
+    numbers, begins = np.unique(observations.point_index[rows], return_index=True)
+    bounds = itertools.pairwise([*begins.tolist(), len(rows)])
+    for point, (begin, end) in zip(numbers.tolist(), bounds, strict=True):
+        mine = rows[begin:end]
+        colour = ' '.join(map(str, observations.colors[point].tolist()))
+        xyz = _numbers(observations.points[point].tolist())
+        seen_by = zip(observations.frame_index[mine].tolist(), position[mine].tolist(), strict=True)
+        track = ' '.join(f'{frame + 1} {place}' for frame, place in seen_by)
+        yield f'{point + 1} {xyz} {colour} {float(np.mean(errors[mine])):.6g} {track}\n'
 
 
 def read_observations(folder: Path | str) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:

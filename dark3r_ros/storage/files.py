@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -62,6 +62,12 @@ def write_text(path: Path | str, text: str) -> None:
     """Replace a text file (UTF-8) as a whole."""
     with replacing(path) as stream:
         stream.write(text.encode())
+
+
+def write_lines(path: Path | str, lines: Iterable[str]) -> None:
+    """Replace a text file (UTF-8) as a whole, its text made piece by piece."""
+    with replacing(path) as stream:
+        stream.writelines(line.encode() for line in lines)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import pytest
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.settling import Sightings, settled
-from dark3r_ros.sfm.bundle import BundleProblem, adjust
+from dark3r_ros.sfm.bundle import adjust
+from dark3r_ros.sfm.equations import BundleProblem
 
 FOCAL = 250.0
 

@@ -9,8 +9,9 @@ from scipy.optimize import least_squares
 from scipy.sparse import csc_matrix
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.sfm import bundle
-from dark3r_ros.sfm.bundle import BundleProblem, adjust, focal_step
+from dark3r_ros.sfm import equations, schur
+from dark3r_ros.sfm.bundle import adjust, focal_step, moved
+from dark3r_ros.sfm.equations import BundleProblem
 from dark3r_ros.sfm.resection import refine_pose, resect
 
 FOCAL = 300.0
@@ -77,8 +78,8 @@ def test_normal_equations_are_those_of_numeric_derivatives(ordered):
 
     def residuals(twists, moves):
         free = problem.pose_free[:, None]
-        trial = bundle.moved(problem, np.where(free, twists, 0.0), moves)
-        return bundle._residuals(trial, bundle.local_points(trial))[0].ravel()
+        trial = moved(problem, np.where(free, twists, 0.0), moves)
+        return equations._residuals(trial, equations.local_points(trial))[0].ravel()
 
     poses, points = np.zeros((4, 6)), np.zeros((12, 3))
     columns = []
@@ -91,7 +92,7 @@ def test_normal_equations_are_those_of_numeric_derivatives(ordered):
             values[place] = 0.0
     derivative = np.stack(columns, axis=1)
     normal, gradient = derivative.T @ derivative, derivative.T @ residuals(poses, points)
-    found = bundle.linearise(problem)
+    found = equations.linearise(problem)
     coupling = np.zeros((4, 12, 6, 3))
     np.add.at(coupling, (problem.frame_index, problem.point_index), found.coupling)
     scale = np.abs(normal).max()
@@ -111,9 +112,9 @@ def test_normal_equations_are_those_of_numeric_derivatives(ordered):
 def test_many_poses_are_solved_as_few_are(monkeypatch):
     problem, _, _ = make_problem(frames=40, points=300)
     dense = adjust(problem, 6, 0.0)
-    monkeypatch.setattr(bundle, '_DENSE_POSES', 10)
+    monkeypatch.setattr(schur, '_DENSE_POSES', 10)
     full = adjust(problem, 6, 0.0)  # every two views share points: sparse sums, one dense factor
-    monkeypatch.setattr(bundle, '_DENSE_SHARE', 1.0)
+    monkeypatch.setattr(schur, '_DENSE_SHARE', 1.0)
     sparse = adjust(problem, 6, 0.0)
     for result in (full, sparse):
         np.testing.assert_allclose(result.cameras_from_world, dense.cameras_from_world, atol=1e-9)
@@ -123,9 +124,23 @@ def test_many_poses_are_solved_as_few_are(monkeypatch):
     np.testing.assert_array_equal(again.cameras_from_world, sparse.cameras_from_world)
 
 
+def test_observations_in_parts_make_the_same_equations(monkeypatch):
+    problem, _, _ = make_problem(frames=12, points=100, outliers=5)
+    problem = replace(problem, weights=np.linspace(0.5, 2.0, len(problem.frame_index)))
+    whole, cost = equations.linearise(problem), equations.cost_of(problem)
+    monkeypatch.setattr(equations, '_AT_ONCE', 97)
+    parts = equations.linearise(problem)
+    for name in ('hessian_poses', 'hessian_points', 'coupling', 'gradient_poses', 'gradient_points'):
+        expected = getattr(whole, name)
+        np.testing.assert_allclose(getattr(parts, name), expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+    again = equations.cost_of(problem)
+    assert again[0] == cost[0]
+    np.testing.assert_array_equal(again[1], cost[1])
+
+
 def test_a_sparse_system_that_is_not_positive_is_refused():
     matrix = csc_matrix(np.diag(np.r_[np.ones(5), -1.0]))
-    assert bundle._factored(matrix) is None
+    assert schur._factored(matrix) is None
 
 
 def test_exact_observations_give_exact_poses_and_points():

@@ -9,7 +9,8 @@ import pytest
 from scipy.linalg import pinvh
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.sfm.bundle import BundleProblem, adjust, jacobians
+from dark3r_ros.sfm.bundle import adjust
+from dark3r_ros.sfm.equations import BundleProblem, jacobians
 from dark3r_ros.sfm.scale_trust import ScaleTrust, judge
 
 FOCAL, STEP, REACH = 140.0, 0.3, 6
@@ -104,8 +105,8 @@ def test_the_deviation_is_that_of_the_whole_matrix():
 def test_sparse_and_dense_solutions_agree(monkeypatch):
     problem = adjusted(tunnel(VIEWS, 2, 0.5))
     dense = judge(problem, range(VIEWS))
-    monkeypatch.setattr('dark3r_ros.sfm.bundle._DENSE_POSES', 4)
-    monkeypatch.setattr('dark3r_ros.sfm.bundle._DENSE_SHARE', 2.0)
+    monkeypatch.setattr('dark3r_ros.sfm.schur._DENSE_POSES', 4)
+    monkeypatch.setattr('dark3r_ros.sfm.schur._DENSE_SHARE', 2.0)
     sparse = judge(problem, range(VIEWS))
     np.testing.assert_allclose(sparse.noise, dense.noise, rtol=1e-4)
     np.testing.assert_allclose(sparse.common, dense.common, rtol=1e-4)
