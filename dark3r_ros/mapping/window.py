@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.provisional import expected_distances
 from dark3r_ros.mapping.settling import Sightings, settled
 from dark3r_ros.mapping.sparse_map import Keyframe, ObservationSet, SparseMap
 from dark3r_ros.sfm.bundle import BundleProblem, BundleResult, adjust
@@ -124,6 +125,7 @@ def _adjust(
         seen.normalised[counting],
         keyframes[-1].focal,
         robust_width=0.5 * config.max_error,
+        prior=expected_distances(sparse_map, keyframes, seen, landmarks),
     )
     result = adjust(problem, iterations, with_covariance=with_covariance)
     for keyframe, pose, moves in zip(keyframes, result.cameras_from_world, free, strict=True):
@@ -152,5 +154,6 @@ def _settle(
         seen.normalised[counting],
         keyframes[-1].focal,
         0.5 * config.max_error,
+        expected_distances(sparse_map, keyframes, seen, landmarks),
     )
     sparse_map.landmarks.move(landmarks, settled(sparse_map.landmarks.points[landmarks], sightings, iterations))

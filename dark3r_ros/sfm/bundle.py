@@ -19,6 +19,7 @@ from scipy import linalg, sparse
 from scipy.sparse import linalg as sparse_linalg
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.sfm.distance_prior import DistancePrior
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -39,6 +40,7 @@ class BundleProblem:
     focal: pixels per normalised unit, so that residuals and `robust_width` are in pixels.
     robust_width: residual in pixels from which the Huber loss grows only linearly.
     weights: (K,) factors of the residuals, such as the inverse of their noise in pixels; None for one.
+    prior: what is expected of the distance of some points; None where all are known by parallax.
 
     """
 
@@ -51,6 +53,7 @@ class BundleProblem:
     focal: float
     robust_width: float = 1.0
     weights: Array | None = None
+    prior: DistancePrior | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +119,10 @@ def robust_costs(length: Array, front: NDArray[np.bool_], width: float) -> Array
 def _cost(problem: BundleProblem) -> tuple[float, Array]:
     residual, front = _residuals(problem, local_points(problem))
     length = np.hypot(residual[:, 0], residual[:, 1])
-    return float(robust_costs(length, front, problem.robust_width).sum()), np.where(front, length, np.inf)
+    cost = float(robust_costs(length, front, problem.robust_width).sum())
+    if problem.prior is not None:
+        cost += float(problem.prior.costs(problem.points).sum())
+    return cost, np.where(front, length, np.inf)
 
 
 def sum_by(index: Index, values: Array, count: int) -> Array:
@@ -166,13 +172,16 @@ def linearise(problem: BundleProblem) -> Linearised:
     frames, points = len(problem.cameras_from_world), len(problem.points)
     pose_t, point_t = found.by_pose.transpose(0, 2, 1), found.by_point.transpose(0, 2, 1)
     weighted = found.residual[:, :, None]
-    return Linearised(
+    system = Linearised(
         sum_by(problem.frame_index, pose_t @ found.by_pose, frames),
         sum_by(problem.point_index, point_t @ found.by_point, points),
         pose_t @ found.by_point,
         sum_by(problem.frame_index, (pose_t @ weighted)[:, :, 0], frames),
         sum_by(problem.point_index, (point_t @ weighted)[:, :, 0], points),
     )
+    if problem.prior is not None:
+        problem.prior.add_to(system.hessian_points, system.gradient_points, problem.points)
+    return system
 
 
 def _block_diagonal_damped(blocks: Array, damping: float) -> Array:
