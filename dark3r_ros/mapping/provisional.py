@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.sparse_map import Keyframe, ObservationSet, SparseMap
-from dark3r_ros.sfm.distance_prior import DistancePrior
+from dark3r_ros.sfm.priors import DistancePrior
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

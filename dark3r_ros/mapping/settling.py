@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.sfm.bundle import robust_costs, sum_by
-from dark3r_ros.sfm.distance_prior import DistancePrior
+from dark3r_ros.sfm.priors import DistancePrior
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

@@ -19,7 +19,7 @@ from scipy import linalg, sparse
 from scipy.sparse import linalg as sparse_linalg
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.sfm.distance_prior import DistancePrior
+from dark3r_ros.sfm.priors import DistancePrior, PlacePrior
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -40,7 +40,7 @@ class BundleProblem:
     focal: pixels per normalised unit, so that residuals and `robust_width` are in pixels.
     robust_width: residual in pixels from which the Huber loss grows only linearly.
     weights: (K,) factors of the residuals, such as the inverse of their noise in pixels; None for one.
-    prior: what is expected of the distance of some points; None where all are known by parallax.
+    prior, places: what is expected of the distance of some points and of the places of some cameras; None for nothing.
 
     """
 
@@ -54,6 +54,7 @@ class BundleProblem:
     robust_width: float = 1.0
     weights: Array | None = None
     prior: DistancePrior | None = None
+    places: PlacePrior | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +123,8 @@ def _cost(problem: BundleProblem) -> tuple[float, Array]:
     cost = float(robust_costs(length, front, problem.robust_width).sum())
     if problem.prior is not None:
         cost += float(problem.prior.costs(problem.points).sum())
+    if problem.places is not None:
+        cost += problem.places.cost(problem.cameras_from_world)
     return cost, np.where(front, length, np.inf)
 
 
@@ -181,6 +184,8 @@ def linearise(problem: BundleProblem) -> Linearised:
     )
     if problem.prior is not None:
         problem.prior.add_to(system.hessian_points, system.gradient_points, problem.points)
+    if problem.places is not None:
+        problem.places.add_to(system.hessian_poses, system.gradient_poses, problem.cameras_from_world)
     return system
 
 

@@ -9,7 +9,7 @@ import pytest
 from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.settling import Sightings, settled
 from dark3r_ros.sfm.bundle import BundleProblem, adjust
-from dark3r_ros.sfm.distance_prior import DistancePrior
+from dark3r_ros.sfm.priors import DistancePrior
 
 FOCAL = 250.0
 

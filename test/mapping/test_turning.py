@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from drive import CONFIG, Route, World, along
+from synthetic_world import stamp
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.align import umeyama
@@ -55,6 +56,19 @@ def test_a_turn_on_the_spot_is_followed_and_invents_no_way(lever, way, angle):
     assert turn[spin].max() < angle and turn[-1] < angle
     # How large things are on the other side was guessed, from what was seen before or from the way of the camera.
     assert off[-1] < 0.2 * 0.08 * LEG
+
+
+def test_odometry_tells_the_way_of_a_camera_beside_the_axis_from_a_turn():
+    route, spin = turned(180.0, 0.05)
+    for number, pose in enumerate(route.poses):
+        route.pipeline.add_odometry(stamp(number), pose @ se3.inverse(se3.BODY_FROM_OPTICAL))
+        route.run(number, number + 1)
+        if number == LEG - 1:  # a longer way would have told how large the map is
+            ways = [event.world_from_camera[:3, 3] for event in route.posed()[-10:]]
+            route.pipeline._atlas.active.metres = 9 * 0.08 / np.linalg.norm(ways[-1] - ways[0])
+    off, turn = errors(route)
+    assert off[spin].max() < 0.03 and turn[spin].max() < 0.6  # 0.09 and 0.54 without odometry
+    assert off[-1] < 0.05  # things are as large on the other side
 
 
 def test_the_covariance_says_that_bearings_alone_do_not_tell_where_the_camera_is():

@@ -11,7 +11,7 @@ from scipy.sparse import csc_matrix
 from dark3r_ros.geometry import se3
 from dark3r_ros.sfm import bundle
 from dark3r_ros.sfm.bundle import BundleProblem, adjust, focal_step
-from dark3r_ros.sfm.distance_prior import DistancePrior
+from dark3r_ros.sfm.priors import DistancePrior, PlacePrior
 from dark3r_ros.sfm.resection import refine_pose, resect
 
 FOCAL = 300.0
@@ -217,17 +217,22 @@ def test_the_step_of_a_common_focal_length_is_that_of_a_dense_solver():
     assert deviation == pytest.approx(np.sqrt(variance * np.linalg.inv(jacobian.T @ jacobian)[0, 0]), rel=1e-4)
 
 
-def with_prior(problem, world, deviation=0.3):
-    """The problem with expected distances of its first points from a place beside the first camera, each too far."""
+def with_priors(problem, world):
+    """The problem with its first points expected too far from a place, and two of its cameras beside where they are."""
     centres = np.tile([[0.1, -0.2, 0.3]], (10, 1))
     distances = 1.2 * np.linalg.norm(world[:10] - centres, axis=1)
-    return replace(problem, prior=DistancePrior(np.arange(10), centres, distances, deviation))
+    beside = se3.inverse(problem.cameras_from_world[3:5])[:, :3, 3] + (0.05, -0.02, 0.03)
+    return replace(
+        problem,
+        prior=DistancePrior(np.arange(10), centres, distances, 0.3),
+        places=PlacePrior(np.array([3, 4]), beside, 0.004),
+    )
 
 
-def test_expected_distances_reach_the_minimum_of_a_dense_solver():
+def test_what_is_expected_is_weighed_as_by_a_dense_solver():
     problem, _, world = make_problem(frames=5, points=25)
-    problem = with_prior(problem, world)
-    prior = problem.prior
+    problem = with_priors(problem, world)
+    prior, places = problem.prior, problem.places
     free = np.flatnonzero(problem.pose_free)
 
     def residuals(x):
@@ -238,7 +243,8 @@ def test_expected_distances_reach_the_minimum_of_a_dense_solver():
         local += poses[problem.frame_index][:, :3, 3]
         seen = (problem.focal * (local[:, :2] / local[:, 2:] - problem.observations)).ravel()
         length = np.linalg.norm(points[:10] - prior.centres, axis=1)
-        return np.concatenate([seen, np.log(length / prior.distances) / prior.deviation])
+        away = (se3.inverse(poses[places.frames])[:, :3, 3] - places.centres).ravel() / places.deviation
+        return np.concatenate([seen, np.log(length / prior.distances) / prior.deviation, away])
 
     start = np.zeros(6 * len(free) + 3 * len(problem.points))
     expected = least_squares(residuals, start, method='trf', x_scale='jac', xtol=1e-12, ftol=1e-12, gtol=1e-12)
