@@ -56,8 +56,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--size', type=parse_size, default=(default.width, default.height), metavar='WxH',
                        help=f'mosaic size (default: {default.width}x{default.height})')  # fmt: skip
     group.add_argument('--light', choices=LIGHTS, default=default.light, help=f'default: {default.light}')
-    group.add_argument('--path', choices=PATHS, default=default.path, help='camera path; loop returns to its start')
+    group.add_argument(
+        '--path',
+        choices=PATHS,
+        default=default.path,
+        help='camera path; loop returns to its start, turn is a drive with a turn on the spot in its middle',
+    )
     group.add_argument('--speed', type=float, default=default.speed, help=f'm/s, default: {default.speed:g}')
+    group.add_argument(
+        '--turn',
+        type=float,
+        default=default.turn_deg,
+        metavar='DEG',
+        help=f'degrees that the path turn turns to the left (default: {default.turn_deg:g})',
+    )
+    group.add_argument(
+        '--turn-rate',
+        type=float,
+        default=default.turn_rate,
+        metavar='DEG/S',
+        help=f'speed of that turn (default: {default.turn_rate:g})',
+    )
+    group.add_argument('--turn-lever', type=float, default=default.turn_lever, metavar='M',
+                       help=f'metres from its axis ahead to the camera (default: {default.turn_lever:g})')  # fmt: skip
     group.add_argument('--preset', default=default.preset, help=f'noise preset or YAML (default: {default.preset})')
     group.add_argument('--cfa', choices=(*BAYER_PATTERNS, 'mono'), default=default.cfa, help=f'default: {default.cfa}')
     group.add_argument('--seed', type=int, default=default.seed, help='of scene, path and noise (default: 0)')
@@ -86,6 +107,9 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         path=args.path,
         speed=args.speed,
+        turn_deg=args.turn,
+        turn_rate=args.turn_rate,
+        turn_lever=args.turn_lever,
         blur=args.blur,
         full=args.full,
         depth=not args.no_depth,

@@ -15,7 +15,6 @@ from dark3r_ros.errors import DataError
 from dark3r_ros.simulation.darken import Darkening
 from dark3r_ros.simulation.frames import Exposure, SimulatedFrame
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
-from dark3r_ros.simulation.world import make_world
 from dark3r_ros.storage.trajectory import write_tum
 from dark3r_ros.types import Trajectory
 
@@ -103,10 +102,8 @@ class SimulatedScene:
 
     def truth(self, folder: Path, seed: int) -> Path:
         """Poses of the path, as `truth.tum` in the folder."""
-        config = self.config
-        world = make_world(
-            config.scene, seed, light=config.light, path=config.path, speed=config.speed, seconds=config.seconds
-        )
+        config = replace(self.config, seed=seed)
+        world = config.world()
         stamps = np.array([config.stamp_ns(index) for index in range(config.count)], dtype=np.int64)
         poses = world.path(np.asarray((stamps - config.start_ns) * 1e-9, dtype=np.float64))
         write_tum(folder / 'truth.tum', Trajectory(stamps, poses))

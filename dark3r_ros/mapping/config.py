@@ -79,7 +79,7 @@ class MappingConfig(Config):
         6, 'Most steps of the window adjustment for each new keyframe.', minimum=1, maximum=100
     )
     step_seconds: float = setting(
-        0.07,
+        0.05,
         'Time between frames in which one piece of the work for a new keyframe is done, so that the camera is followed '
         'meanwhile; 0 does all of it at once.',
         unit='s',

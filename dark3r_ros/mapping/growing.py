@@ -152,8 +152,8 @@ class Growth:
             link_matched(submap.map, keyframe, partners, matches, self._config, view)
         self._hold.remember(submap)
         with self._timed('window'):
-            straighten = partial(self._hold.straighten, submap)
-            moved, _ = refine_window(submap.map, self._config, neighbours, straighten=straighten)
+            expected, straighten = partial(self._hold.expected_places, submap), partial(self._hold.straighten, submap)
+            moved, _ = refine_window(submap.map, self._config, neighbours, expected=expected, straighten=straighten)
         self.now_keyframe(keyframe, result)
         submap.baseline = self._first_seen(submap, keyframe)
         submap.archive.retire(submap.map)

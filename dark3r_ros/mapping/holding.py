@@ -23,6 +23,7 @@ from dark3r_ros.mapping.robust import TUKEY, robust_line, shortest_half, tukey_w
 from dark3r_ros.mapping.similarity import Similarity
 from dark3r_ros.mapping.sparse_map import Keyframe
 from dark3r_ros.mapping.submap import Submap
+from dark3r_ros.sfm.priors import PlacePrior
 
 Array = NDArray[np.float64]
 
@@ -37,6 +38,7 @@ _TURN = math.radians(6.0)  # by which both may disagree about a step
 _LONGEST_NS = 10_000_000_000
 _SHORTEST = 0.02  # metres
 _ROUNDS = 10
+_UNSEEN, _STILL = 0.01, 0.003  # share of the depth that a step may have to show no parallax; its deviation in metres
 
 
 class ScaleHold:
@@ -62,6 +64,29 @@ class ScaleHold:
         for keyframe in keyframes:
             if keyframe.odometry is None:
                 keyframe.odometry = self._track.at(keyframe.stamp_ns)
+
+    def expected_places(self, submap: Submap, keyframes: Sequence[Keyframe]) -> PlacePrior | None:
+        """Where keyframes are expected that moved too little since the one before for anything to show parallax.
+
+        The picture cannot tell such a way from a turn, as where a robot turns on the spot with the camera beside its
+        axis. None where the unit of the map or the odometry are not known.
+        """
+        if not math.isfinite(submap.metres):
+            return None
+        self._look_up(keyframes)
+        place = {keyframe.keyframe_id: number for number, keyframe in enumerate(keyframes)}
+        frames, centres = [], []
+        for before, after in itertools.pairwise(_in_time(keyframes)):
+            if before.odometry is None or after.odometry is None or before.odometry[1] != after.odometry[1]:
+                continue
+            mounting = self._track.body_from_camera
+            motion = se3.inverse(before.odometry[0] @ mounting) @ after.odometry[0] @ mounting
+            step = motion[:3, 3] / submap.metres
+            soon = after.stamp_ns - before.stamp_ns <= _LONGEST_NS
+            if soon and np.linalg.norm(step) < _UNSEEN * submap.depth(after):
+                frames.append(place[after.keyframe_id])
+                centres.append(se3.transform_points(before.world_from_camera, step[None])[0])
+        return PlacePrior(np.array(frames), np.stack(centres), _STILL / submap.metres) if frames else None
 
     def straighten(self, submap: Submap, free: Sequence[Keyframe]) -> bool:
         """Move the newest keyframes of a map, those that are free, by what odometry says; returns whether it did."""

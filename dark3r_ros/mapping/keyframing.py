@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dark3r_ros.geometry.two_view import parallax_angles, reprojection_errors, sampson_distance, triangulate
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.initialise import InitialPair
+from dark3r_ros.mapping.provisional import guessed_points
 from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.types import Correspondences
@@ -31,8 +32,8 @@ class _Candidates:
     neighbour: Index
     neighbour_row: Index
 
-    def select(self, mask: NDArray[np.bool_]) -> _Candidates:
-        return _Candidates(self.row[mask], self.neighbour[mask], self.neighbour_row[mask])
+    def select(self, which: NDArray[np.bool_] | Index) -> _Candidates:
+        return _Candidates(self.row[which], self.neighbour[which], self.neighbour_row[which])
 
 
 def start_map(sparse_map: SparseMap, pair: InitialPair, min_parallax_deg: float) -> tuple[Keyframe, Keyframe]:
@@ -104,8 +105,9 @@ def link_matched(
         return
     sparse_map.revive([keyframe, *partners])
     candidates = _verified(keyframe, partners, matches, config)
+    _place_provisional(sparse_map, keyframe, partners, candidates, config)
     _share_landmarks(sparse_map, keyframe, partners, candidates, config)
-    _triangulate_new(sparse_map, keyframe, partners, candidates, config, view)
+    _add_new(sparse_map, keyframe, partners, candidates, config, view)
     _observe_from_neighbours(sparse_map, keyframe, partners, candidates, config)
 
 
@@ -168,22 +170,14 @@ def _share_landmarks(
         sparse_map.merge(pair.min(axis=0), pair.max(axis=0))
 
 
-def _triangulate_new(
-    sparse_map: SparseMap,
-    keyframe: Keyframe,
-    partners: Sequence[Keyframe],
-    candidates: _Candidates,
-    config: MappingConfig,
-    view: View | None,
-) -> None:
-    unknown = (_partner_landmarks(partners, candidates) < 0) & (keyframe.table.landmark[candidates.row] < 0)
-    fresh = candidates.select(unknown)
-    if len(fresh.row) == 0:
-        return
-    poses = np.stack([partner.camera_from_world for partner in partners])[fresh.neighbour]
-    centres = np.stack([partner.centre for partner in partners])[fresh.neighbour]
-    own = keyframe.normalised(fresh.row)
-    other = _partner_normalised(partners, fresh)
+def _triangulated(
+    keyframe: Keyframe, partners: Sequence[Keyframe], candidates: _Candidates, config: MappingConfig
+) -> tuple[Array, Array]:
+    """Points (N, 3) of candidates, and under which angle (N,) both keyframes see them; 0 where that is no use."""
+    poses = np.stack([partner.camera_from_world for partner in partners])[candidates.neighbour]
+    centres = np.stack([partner.centre for partner in partners])[candidates.neighbour]
+    own = keyframe.normalised(candidates.row)
+    other = _partner_normalised(partners, candidates)
     both = np.stack([poses, np.broadcast_to(keyframe.camera_from_world, poses.shape)], axis=1)
     points = triangulate(both, np.stack([other, own], axis=1))
     angles = parallax_angles(centres, keyframe.centre, points)
@@ -191,18 +185,103 @@ def _triangulate_new(
     good = np.isfinite(points).all(axis=1) & (angles >= math.radians(config.min_parallax))
     good &= reprojection_errors(keyframe.camera_from_world, points, own) < limit
     good &= reprojection_errors(poses, points, other) < limit
-    # Each keypoint is triangulated with the neighbour that sees it from the widest angle.
-    numbers = np.flatnonzero(good)
-    numbers = numbers[np.lexsort((-angles[numbers], fresh.row[numbers]))]
-    if len(numbers) == 0:
+    return points, np.where(good, angles, 0.0)
+
+
+def _best(merit: Array, of: Index) -> Index:
+    """Numbers of the candidates of most merit, such as the angle they are seen from, one for each value of `of`.
+
+    None where that is 0.
+    """
+    numbers = np.flatnonzero(merit > 0.0)
+    numbers = numbers[np.lexsort((-merit[numbers], of[numbers]))]
+    first = np.concatenate([[True], np.diff(of[numbers]) != 0]) if len(numbers) else np.zeros(0, bool)
+    return np.asarray(numbers[first], dtype=np.int64)
+
+
+def _place_provisional(
+    sparse_map: SparseMap,
+    keyframe: Keyframe,
+    partners: Sequence[Keyframe],
+    candidates: _Candidates,
+    config: MappingConfig,
+) -> None:
+    """Put provisional landmarks where they are, once a pair of keyframes sees them with parallax."""
+    landmark = _partner_landmarks(partners, candidates)
+    known = (landmark >= 0) & np.append(sparse_map.landmarks.provisional, False)[landmark]
+    seen = candidates.select(known)
+    apart = _apart(keyframe, partners, seen, sparse_map.landmarks.points[landmark[known]], config)
+    seen, landmark = seen.select(apart), landmark[known][apart]
+    if len(seen.row) == 0:
         return
-    numbers = numbers[np.concatenate([[True], np.diff(fresh.row[numbers]) != 0])]
-    pixels = keyframe.table.pixels[fresh.row[numbers]]
-    colors = view.color_at(pixels) if view is not None else np.full((len(numbers), 3), 128, dtype=np.uint8)
-    landmarks = sparse_map.landmarks.add(points[numbers], colors)
-    keyframe.table.landmark[fresh.row[numbers]] = landmarks
-    for number, landmark in zip(numbers.tolist(), landmarks.tolist(), strict=True):
-        partners[fresh.neighbour[number]].table.landmark[fresh.neighbour_row[number]] = landmark
+    points, angles = _triangulated(keyframe, partners, seen, config)
+    chosen = _best(angles, landmark)
+    sparse_map.landmarks.move(landmark[chosen], points[chosen])
+    sparse_map.landmarks.confirm(landmark[chosen])
+
+
+def _apart(
+    keyframe: Keyframe, partners: Sequence[Keyframe], candidates: _Candidates, points: Array, config: MappingConfig
+) -> NDArray[np.bool_]:
+    """Which candidates (N,) belong to a partner so far from the keyframe that most of their points show parallax.
+
+    The points (N, 3) are where they are expected: triangulated ones would show some for their noise alone.
+    """
+    centres = np.stack([partner.centre for partner in partners])[candidates.neighbour]
+    angles = np.degrees(parallax_angles(centres, keyframe.centre, points))
+    apart = np.zeros(len(points), dtype=bool)
+    for number in np.unique(candidates.neighbour).tolist():
+        own = candidates.neighbour == number
+        apart[own] = float(np.median(angles[own])) >= config.min_parallax
+    return apart
+
+
+def _add_new(
+    sparse_map: SparseMap,
+    keyframe: Keyframe,
+    partners: Sequence[Keyframe],
+    candidates: _Candidates,
+    config: MappingConfig,
+    view: View | None,
+) -> None:
+    """Make landmarks of what both keyframes see and neither knew: triangulated ones, or provisional ones in a turn."""
+    unknown = (_partner_landmarks(partners, candidates) < 0) & (keyframe.table.landmark[candidates.row] < 0)
+    fresh = candidates.select(unknown)
+    if len(fresh.row) == 0:
+        return
+    guess = guessed_points(sparse_map, keyframe, fresh.row)
+    apart = np.ones(len(fresh.row), bool) if guess is None else _apart(keyframe, partners, fresh, guess[0], config)
+    # Each keypoint is triangulated with the neighbour that sees it from the widest angle.
+    points, angles = _triangulated(keyframe, partners, fresh, config)
+    chosen = _best(np.where(apart, angles, 0.0), fresh.row)
+    _add(sparse_map, keyframe, partners, fresh.select(chosen), points[chosen], view)
+    if guess is None or apart.all():
+        return
+    points, distances = guess
+    unknown = (_partner_landmarks(partners, fresh) < 0) & (keyframe.table.landmark[fresh.row] < 0)
+    poses = np.stack([partner.camera_from_world for partner in partners])[fresh.neighbour]
+    errors = reprojection_errors(poses, points, _partner_normalised(partners, fresh)) * keyframe.focal
+    good = unknown & ~apart & (errors < config.max_error)
+    chosen = _best(np.where(good, config.max_error - errors, 0.0), fresh.row)
+    _add(sparse_map, keyframe, partners, fresh.select(chosen), points[chosen], view, distances[chosen])
+
+
+def _add(
+    sparse_map: SparseMap,
+    keyframe: Keyframe,
+    partners: Sequence[Keyframe],
+    candidates: _Candidates,
+    points: Array,
+    view: View | None,
+    guessed: Array | float = 0.0,
+) -> None:
+    """Make a landmark of every candidate, seen by both keyframes; its row occurs once."""
+    pixels = keyframe.table.pixels[candidates.row]
+    colors = view.color_at(pixels) if view is not None else np.full((len(points), 3), 128, dtype=np.uint8)
+    landmarks = sparse_map.landmarks.add(points, colors, guessed)
+    keyframe.table.landmark[candidates.row] = landmarks
+    for number, (partner, landmark) in enumerate(zip(candidates.neighbour.tolist(), landmarks.tolist(), strict=True)):
+        partners[partner].table.landmark[candidates.neighbour_row[number]] = landmark
 
 
 def _partner_normalised(partners: Sequence[Keyframe], candidates: _Candidates) -> Array:

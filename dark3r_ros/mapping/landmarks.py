@@ -126,12 +126,16 @@ def _cells(pixels: Array) -> Index:
 
 
 class LandmarkTable:
-    """Positions and colours of the landmarks; rows are reused after `remove`."""
+    """Positions and colours of the landmarks; rows are reused after `remove`.
+
+    A landmark that was never seen with parallax is provisional: it has a bearing, and a distance that was guessed.
+    """
 
     def __init__(self) -> None:
         self._points: Array = np.zeros((0, 3))
         self._colors: NDArray[np.uint8] = np.zeros((0, 3), dtype=np.uint8)
         self._alive: NDArray[np.bool_] = np.zeros(0, dtype=bool)
+        self._guessed: Array = np.zeros(0)
         self._free: list[int] = []
         self._end = 0
 
@@ -146,7 +150,8 @@ class LandmarkTable:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        return self._points.nbytes + self._colors.nbytes + self._alive.nbytes + 8 * len(self._free)
+        own = (self._points, self._colors, self._alive, self._guessed)
+        return sum(array.nbytes for array in own) + 8 * len(self._free)
 
     @property
     def points(self) -> Array:
@@ -163,14 +168,24 @@ class LandmarkTable:
         """Which rows are in use (capacity,)."""
         return self._alive[: self._end]
 
-    def restore(self, points: Array, colors: NDArray[np.uint8], alive: NDArray[np.bool_]) -> None:
+    @property
+    def guessed(self) -> Array:
+        """Distances (capacity,) at which provisional landmarks were guessed, in map units; 0 for all others."""
+        return self._guessed[: self._end]
+
+    @property
+    def provisional(self) -> NDArray[np.bool_]:
+        """Which rows (capacity,) hold a landmark without parallax."""
+        return np.asarray(self.guessed > 0.0)
+
+    def restore(self, points: Array, colors: NDArray[np.uint8], alive: NDArray[np.bool_], guessed: Array) -> None:
         """Take the content of a saved table."""
-        self._points, self._colors, self._alive = points, colors, alive
+        self._points, self._colors, self._alive, self._guessed = points, colors, alive, guessed
         self._end = len(alive)
         self._free = np.flatnonzero(~alive)[::-1].tolist()
 
-    def add(self, points: Array, colors: NDArray[np.uint8]) -> Index:
-        """Store points (N, 3) and return their rows (N,)."""
+    def add(self, points: Array, colors: NDArray[np.uint8], guessed: Array | float = 0.0) -> Index:
+        """Store points (N, 3) and return their rows (N,); `guessed` as of the table."""
         reused = [self._free.pop() for _ in range(min(len(self._free), len(points)))]
         appended = np.arange(self._end, self._end + len(points) - len(reused))
         rows = np.concatenate([np.array(reused, dtype=np.int64), appended])
@@ -178,15 +193,26 @@ class LandmarkTable:
         self._points = np.asarray(_grown(self._points, self._end, 0), dtype=np.float64)
         self._colors = np.asarray(_grown(self._colors, self._end, 0), dtype=np.uint8)
         self._alive = np.asarray(_grown(self._alive, self._end, 0), dtype=bool)
+        self._guessed = np.asarray(_grown(self._guessed, self._end, 0), dtype=np.float64)
         self._points[rows], self._colors[rows], self._alive[rows] = points, colors, True
+        self._guessed[rows] = guessed
         return rows
 
     def remove(self, rows: Index) -> None:
         """Give rows back; the caller has removed every reference to them."""
         rows = rows[self._alive[rows]]
         self._alive[rows] = False
+        self._guessed[rows] = 0.0
         self._free.extend(np.sort(rows)[::-1].tolist())
 
     def move(self, rows: Index, points: Array) -> None:
         """Set new positions."""
         self._points[rows] = points
+
+    def confirm(self, rows: Index) -> None:
+        """Say that the places of landmarks are known by parallax."""
+        self._guessed[rows] = 0.0
+
+    def rescale(self, rows: Index, scale: Array | float) -> None:
+        """Let guessed distances grow with the unit of the map; positions are moved by `move`."""
+        self._guessed[rows] *= scale

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.sfm.equations import robust_costs, sum_by
+from dark3r_ros.sfm.priors import DistancePrior
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -30,6 +31,7 @@ class Sightings:
     cameras_from_world: (F, 4, 4). frame_index, point_index: (K,) which keyframe sees which point.
     observations: (K, 2) undistorted normalised coordinates. focal: pixels per normalised unit.
     robust_width: residual in pixels from which the Huber loss grows only linearly.
+    prior: what is expected of the distance of some points.
 
     """
 
@@ -39,6 +41,7 @@ class Sightings:
     observations: Array
     focal: float
     robust_width: float
+    prior: DistancePrior | None = None
 
 
 def settled(points: Array, seen: Sightings, iterations: int) -> Array:
@@ -47,11 +50,11 @@ def settled(points: Array, seen: Sightings, iterations: int) -> Array:
     if len(seen.point_index) == 0:
         return points
     local = _local(points, seen)
-    cost = _costs(local, seen, len(points))
+    cost = _costs(points, local, seen)
     for _ in range(iterations):
-        trial = points + _steps(local, seen, len(points))
+        trial = points + _steps(points, local, seen)
         trial_local = _local(trial, seen)
-        trial_cost = _costs(trial_local, seen, len(points))
+        trial_cost = _costs(trial, trial_local, seen)
         better = trial_cost < cost
         points[better], cost[better] = trial[better], trial_cost[better]
         own = better[seen.point_index]
@@ -71,15 +74,16 @@ def _residuals(local: Array, seen: Sightings) -> tuple[Array, Array, NDArray[np.
     return residual, np.hypot(residual[:, 0], residual[:, 1]), front
 
 
-def _costs(local: Array, seen: Sightings, count: int) -> Array:
-    """Huber cost (P,) of every point."""
+def _costs(points: Array, local: Array, seen: Sightings) -> Array:
+    """Cost (P,) of every point: Huber's, and that of an unexpected distance."""
     _, length, front = _residuals(local, seen)
-    cost = robust_costs(length, front, seen.robust_width)
-    return np.asarray(np.bincount(seen.point_index, cost, minlength=count), dtype=np.float64)
+    cost = np.bincount(seen.point_index, robust_costs(length, front, seen.robust_width), minlength=len(points))
+    return np.asarray(cost if seen.prior is None else cost + seen.prior.costs(points), dtype=np.float64)
 
 
-def _steps(local: Array, seen: Sightings, count: int) -> Array:
+def _steps(points: Array, local: Array, seen: Sightings) -> Array:
     """Moves (P, 3) of the damped normal equations."""
+    count = len(points)
     residual, length, front = _residuals(local, seen)
     width = seen.robust_width
     root = np.sqrt(np.where(length > width, width / np.maximum(length, 1e-12), 1.0) * front)
@@ -94,6 +98,9 @@ def _steps(local: Array, seen: Sightings, count: int) -> Array:
     normal = np.empty((count, 3, 3))
     for number, (i, j) in enumerate(_UPPER):
         normal[:, i, j] = normal[:, j, i] = sums[:, number]
+    slope = sums[:, 6:]
+    if seen.prior is not None:
+        seen.prior.add_to(normal, slope, points)
     for i in range(3):
         normal[:, i, i] += _DAMPING * np.maximum(normal[:, i, i], 1e-6)
-    return np.asarray(np.linalg.solve(normal, -sums[:, 6:, None])[:, :, 0])
+    return np.asarray(np.linalg.solve(normal, -slope[:, :, None])[:, :, 0])

@@ -197,6 +197,7 @@ def _submap_arrays(submap: Submap, cameras: list[Camera], frame_ids: list[str]) 
         'landmarks': landmarks.points,
         'colors': landmarks.colors,
         'alive': landmarks.alive,
+        'guessed': landmarks.guessed,
         'cloud': cloud.points,
         'cloud_colors': cloud.colors,
         'ties': np.array(submap.ties, dtype=np.int64).reshape(-1, 2),
@@ -225,7 +226,9 @@ def _submap(
 ) -> Submap:
     arrays = _part(everything, f'{submap_id}/')
     submap = Submap.empty(submap_id, config, itertools.count())
-    submap.map.landmarks.restore(arrays['landmarks'], arrays['colors'], arrays['alive'])
+    # Maps that were saved before there were provisional landmarks have none.
+    guessed = arrays.get('guessed', np.zeros(len(arrays['alive'])))
+    submap.map.landmarks.restore(arrays['landmarks'], arrays['colors'], arrays['alive'], guessed)
     ends = np.cumsum(arrays['points_each'])
     for row, end in enumerate(ends.tolist()):
         keyframe = Keyframe(

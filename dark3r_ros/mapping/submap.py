@@ -125,6 +125,7 @@ class Submap:
         world = np.stack([keyframe.camera_from_world for keyframe in keyframes])
         shift = _Shift(world, nodes)
         self.map.landmarks.move(rows, shift.points(self.map.landmarks.points[rows], owner[rows]))
+        self.map.landmarks.rescale(rows, np.array([node.scale for node in nodes])[owner[rows]])
         self.archive.cloud.move(lambda points: shift.points(points, shift.nearest(points)))
         for keyframe, node in zip(keyframes, nodes, strict=True):
             keyframe.camera_from_world = se3.normalised(se3.inverse(se3.make(node.rotation, node.translation)))
@@ -144,7 +145,9 @@ class Submap:
         rows = np.flatnonzero(other.map.landmarks.alive)
         points = own_from_other.points(other.map.landmarks.points[rows])
         target = np.full(other.map.landmarks.capacity + 1, -1, dtype=np.int64)
-        target[rows] = self.map.landmarks.add(points, other.map.landmarks.colors[rows])
+        theirs = other.map.landmarks
+        guessed = own_from_other.scale * theirs.guessed[rows]
+        target[rows] = self.map.landmarks.add(points, theirs.colors[rows], guessed)
         for keyframe in other.map.keyframes:
             keyframe.camera_from_world = own_from_other.pose(keyframe.camera_from_world)
             keyframe.table.landmark = target[keyframe.table.landmark]

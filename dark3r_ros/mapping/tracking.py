@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,9 +170,18 @@ def track(
         return failed_track(tried, f'{tried} matches with the map, {config.min_matches} needed')
     points = sparse_map.landmarks.points[links.landmark]
     observed = view.camera.unproject(links.pixels)
-    found = resect(points, observed, view.focal, config.max_error, guess=guess, min_inliers=config.min_inliers)
+    solve = partial(
+        resect,
+        points,
+        observed,
+        view.focal,
+        config.max_error,
+        min_inliers=config.min_inliers,
+        provisional=sparse_map.landmarks.provisional[links.landmark],
+    )
+    found = solve(guess=guess)
     if found is None and guess is not None:
-        found = resect(points, observed, view.focal, config.max_error, min_inliers=config.min_inliers)
+        found = solve()
     if found is None:
         return failed_track(tried, f'no pose explains {config.min_inliers} of {tried} matches with the map')
     inliers = int(found.inliers.sum())

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.provisional import expected_distances
 from dark3r_ros.mapping.settling import Sightings, settled
 from dark3r_ros.mapping.sparse_map import Keyframe, ObservationSet, SparseMap
 from dark3r_ros.sfm.bundle import BundleResult, adjust
 from dark3r_ros.sfm.equations import BundleProblem
+from dark3r_ros.sfm.priors import PlacePrior
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -23,12 +25,14 @@ def refine_window(
     config: MappingConfig,
     places: Sequence[Keyframe] = (),
     *,
+    expected: Callable[[Sequence[Keyframe]], PlacePrior | None] | None = None,
     straighten: Callable[[Sequence[Keyframe]], bool] | None = None,
     with_covariance: bool = False,
 ) -> tuple[list[Keyframe], Array]:
     """Adjust the newest keyframes against the fixed older ones that share most landmarks with them.
 
-    `places` are keyframes further back that may be among these. `straighten` may move the adjusted keyframes once more,
+    `places` are keyframes further back that may be among these. `expected` says where some of those that take part are
+    expected. `straighten` may move the adjusted keyframes once more,
     by what else is known, and says whether it did; where a place further back holds them it is not asked. Returns the
     keyframes that may have moved and the covariance (6, 6) of the newest one's left twist, zero unless
     `with_covariance`.
@@ -47,7 +51,9 @@ def refine_window(
     seen = sparse_map.observations(frames)
     best = _best_seen(sparse_map, frames, config.window_landmarks)
     poses_free = [False] * len(fixed) + free
-    result = _adjust(sparse_map, frames, seen, poses_free, config, config.window_iterations, best, with_covariance)
+    prior = None if expected is None else expected(frames)
+    steps = config.window_iterations
+    result = _adjust(sparse_map, frames, seen, poses_free, config, steps, best, prior, with_covariance)
     held = any(keyframe.keyframe_id not in known for keyframe in fixed)
     movable = [keyframe for keyframe, moves in zip(window, free, strict=True) if moves]
     straightened = straighten is not None and not held and straighten(movable)
@@ -110,6 +116,7 @@ def _adjust(
     config: MappingConfig,
     iterations: int,
     only: NDArray[np.bool_],
+    places: PlacePrior | None = None,
     with_covariance: bool = False,
 ) -> BundleResult | None:
     """Adjust poses that are free, and landmarks of a mask; None where too few are shared."""
@@ -125,6 +132,8 @@ def _adjust(
         seen.normalised[counting],
         keyframes[-1].focal,
         robust_width=0.5 * config.max_error,
+        prior=expected_distances(sparse_map, keyframes, seen, landmarks),
+        places=places,
     )
     result = adjust(problem, iterations, with_covariance=with_covariance)
     for keyframe, pose, moves in zip(keyframes, result.cameras_from_world, free, strict=True):
@@ -153,5 +162,6 @@ def _settle(
         seen.normalised[counting],
         keyframes[-1].focal,
         0.5 * config.max_error,
+        expected_distances(sparse_map, keyframes, seen, landmarks),
     )
     sparse_map.landmarks.move(landmarks, settled(sparse_map.landmarks.points[landmarks], sightings, iterations))

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from dark3r_ros.sfm.priors import DistancePrior, PlacePrior
+
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
@@ -39,6 +41,7 @@ class BundleProblem:
     focal: pixels per normalised unit, so that residuals and `robust_width` are in pixels.
     robust_width: residual in pixels from which the Huber loss grows only linearly.
     weights: (K,) factors of the residuals, such as the inverse of their noise in pixels; None for one.
+    prior, places: what is expected of the distance of some points and of the places of some cameras; None for nothing.
 
     """
 
@@ -51,6 +54,8 @@ class BundleProblem:
     focal: float
     robust_width: float = 1.0
     weights: Array | None = None
+    prior: DistancePrior | None = None
+    places: PlacePrior | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +109,12 @@ def cost_of(problem: BundleProblem) -> tuple[float, Array]:
         lengths.append(np.hypot(residual[:, 0], residual[:, 1]))
         fronts.append(front)
     length, front = np.concatenate(lengths), np.concatenate(fronts)
-    return float(robust_costs(length, front, problem.robust_width).sum()), np.where(front, length, np.inf)
+    cost = float(robust_costs(length, front, problem.robust_width).sum())
+    if problem.prior is not None:
+        cost += float(problem.prior.costs(problem.points).sum())
+    if problem.places is not None:
+        cost += problem.places.cost(problem.cameras_from_world)
+    return cost, np.where(front, length, np.inf)
 
 
 def _parts(problem: BundleProblem) -> Iterator[tuple[slice, BundleProblem]]:
@@ -160,6 +170,15 @@ def jacobians(problem: BundleProblem) -> Jacobians:
 
 def linearise(problem: BundleProblem) -> Linearised:
     """Normal equations of a problem where it stands."""
+    system = _in_parts(problem)
+    if problem.prior is not None:
+        problem.prior.add_to(system.hessian_points, system.gradient_points, problem.points)
+    if problem.places is not None:
+        problem.places.add_to(system.hessian_poses, system.gradient_poses, problem.cameras_from_world)
+    return system
+
+
+def _in_parts(problem: BundleProblem) -> Linearised:
     if len(problem.frame_index) <= _AT_ONCE:
         return _linearised(problem)
     coupling = np.empty((len(problem.frame_index), 6, 3))
@@ -185,7 +204,7 @@ def _linearised(problem: BundleProblem) -> Linearised:
     for number, (i, j) in enumerate(_UPPER):
         hessian_points[:, i, j] = hessian_points[:, j, i] = sums[:, number]
     coupling = by_pose[:, 0, :, None] * by_point[:, 0, None] + by_pose[:, 1, :, None] * by_point[:, 1, None]
-    return Linearised(hessian_poses, hessian_points, coupling, gradient_poses, sums[:, 6:])
+    return Linearised(hessian_poses, hessian_points, coupling, gradient_poses, sums[:, 6:].copy())
 
 
 def _sums_by_frame(frame_index: Index, by_pose: Array, residual: Array, frames: int) -> tuple[Array, Array]:

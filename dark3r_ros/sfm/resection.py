@@ -13,6 +13,7 @@ from dark3r_ros.geometry.two_view import reprojection_errors
 
 Array = NDArray[np.float64]
 
+_ASTRAY = 0.5  # deviation of a place that nothing tells of, as a share of the depth of the scene
 # Points that extend by less than this, and by more than its inverse, are left in their own unit.
 _ORDINARY = 1e4
 
@@ -59,11 +60,14 @@ def resect(
     guess: Array | None = None,
     min_inliers: int = 12,
     max_iterations: int = 1000,
+    provisional: NDArray[np.bool_] | None = None,
 ) -> Resection | None:
     """Pose from points (N, 3) and normalised observations (N, 2), or None without enough support.
 
     A `guess` (camera_from_world) that already explains half of the points is refined at once; otherwise PoseLib's
     LO-RANSAC P3P (fixed seed) finds the start. Inliers reproject within `threshold_px` pixels of focal length `focal`.
+    Points whose distance was guessed, `provisional` (N,), hold the rotation; the covariance says that they do not tell
+    how far the camera moved.
     """
     if len(points) < max(min_inliers, 4):
         return None
@@ -81,6 +85,7 @@ def resect(
             guess=own,
             min_inliers=min_inliers,
             max_iterations=max_iterations,
+            provisional=provisional,
         )
         return None if found is None else ordinary.back(found)
     threshold = threshold_px / focal
@@ -101,7 +106,8 @@ def resect(
         if refined_from is not None and np.array_equal(inliers, refined_from):
             break
         refined_from = inliers
-        pose, covariance = refine_pose(pose, points[inliers], observed[inliers], focal)
+        guessed = None if provisional is None else provisional[inliers]
+        pose, covariance = refine_pose(pose, points[inliers], observed[inliers], focal, provisional=guessed)
     inliers = reprojection_errors(pose, points, observed) < threshold
     if inliers.sum() < min_inliers:
         return None
@@ -121,11 +127,18 @@ def _ransac(points: Array, observed: Array, threshold: float, max_iterations: in
 
 
 def refine_pose(
-    pose: Array, points: Array, observed: Array, focal: float, robust_width: float = 1.0, iterations: int = 8
+    pose: Array,
+    points: Array,
+    observed: Array,
+    focal: float,
+    robust_width: float = 1.0,
+    iterations: int = 8,
+    provisional: NDArray[np.bool_] | None = None,
 ) -> tuple[Array, Array]:
     """Minimise the Huber reprojection error in pixels over one pose (4, 4) with the points (N, 3) held fixed.
 
-    Returns the pose and the covariance (6, 6) of its left twist, scaled by the residual variance.
+    Returns the pose and the covariance (6, 6) of its left twist, scaled by the residual variance; `provisional` as of
+    `resect`.
     """
     damping = 1e-6
     cost, residual, jacobian, weight = _pose_system(pose, points, observed, focal, robust_width)
@@ -145,9 +158,15 @@ def refine_pose(
         cost, residual, jacobian, weight = system
         if gained < 1e-5:
             break
+    if provisional is not None and provisional.any():
+        jacobian[provisional, :, :3] = 0.0
     normal = np.einsum('n,nri,nrj->ij', weight, jacobian, jacobian)
     freedom = max(2 * len(points) - 6, 1)
     variance = float((weight[:, None] * residual**2).sum()) / freedom
+    if provisional is not None and provisional.any():
+        # Without any other point the camera is somewhere between where it was and what it sees.
+        depth = float(np.median(points @ pose[2, :3] + pose[2, 3]))
+        normal[range(3), range(3)] += variance / (_ASTRAY * depth) ** 2
     return se3.normalised(pose), variance * np.linalg.pinv(normal, hermitian=True)
 
 

@@ -29,6 +29,7 @@ from dark3r_ros.simulation.frames import (
 )
 from dark3r_ros.simulation.odometry import WheelOdometry
 from dark3r_ros.simulation.sensor import RawSensor, SignalStatistics
+from dark3r_ros.simulation.turning import Turn
 from dark3r_ros.simulation.views import views_of
 from dark3r_ros.simulation.world import PATHS, World, make_world
 from dark3r_ros.types import CFA_PATTERNS
@@ -57,6 +58,13 @@ class SimulationConfig(Config):
     seed: int = setting(0, 'seed of scene, path and noise', minimum=0, maximum=2**31 - 1)
     path: str = setting('auto', 'camera path; auto takes what suits the scene', choices=PATHS)
     speed: float = setting(0.75, 'mean speed of a drive', unit='m/s', minimum=0.01, maximum=20.0)
+    turn_deg: float = setting(
+        180.0, 'turn on the spot of the path turn, to the left', unit='deg', minimum=-3600.0, maximum=3600.0
+    )
+    turn_rate: float = setting(30.0, 'speed of that turn', unit='deg/s', minimum=1.0, maximum=720.0)
+    turn_lever: float = setting(
+        0.05, 'how far ahead of the axis of that turn the camera sits', unit='m', minimum=-2.0, maximum=2.0
+    )
     blur: int = setting(1, 'sub-poses averaged into one frame; 1 is a sharp picture', minimum=1, maximum=64)
     shutter_s: float = setting(0.04, 'time over which motion blur is taken', unit='s', minimum=0.0, maximum=10.0)
     full: bool = setting(False, 'one ray per mosaic site instead of one per 2x2 quad (four times slower)')
@@ -91,6 +99,18 @@ class SimulationConfig(Config):
         """Mosaic pixels per side of a network pixel."""
         return choose_binning(self.width, NETWORK_WIDTH)
 
+    def world(self) -> World:
+        """Make the scene, with the path through it."""
+        return make_world(
+            self.scene,
+            self.seed,
+            light=self.light,
+            path=self.path,
+            speed=self.speed,
+            seconds=self.seconds,
+            turn=Turn(self.turn_deg, self.turn_rate, self.turn_lever),
+        )
+
     def stamp_ns(self, index: int) -> int:
         """Time of a frame."""
         return self.start_ns + round(index * 1e9 / self.rate)
@@ -106,9 +126,7 @@ class Simulation:
         self.config = config
         self.sensor = RawSensor(resolve_noise(config.preset), config.cfa)
         self.camera = config.camera
-        self.world: World = make_world(
-            config.scene, config.seed, light=config.light, path=config.path, speed=config.speed, seconds=config.seconds
-        )
+        self.world: World = config.world()
         self.statistics = SignalStatistics()
         scale = self._sequence_scale()
         self.exposure = Exposure(

@@ -10,6 +10,7 @@ from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.settling import Sightings, settled
 from dark3r_ros.sfm.bundle import adjust
 from dark3r_ros.sfm.equations import BundleProblem
+from dark3r_ros.sfm.priors import DistancePrior
 
 FOCAL = 250.0
 
@@ -70,3 +71,13 @@ def test_the_start_is_left_as_it_is_and_nothing_is_needed():
     none = np.zeros(0, np.int64)
     empty = replace(seen, frame_index=none, point_index=none, observations=np.zeros((0, 2)))
     np.testing.assert_array_equal(settled(guess, empty, 2), guess)
+
+
+def test_expected_distances_weigh_as_in_the_bundle_adjustment():
+    _, seen, guess = scene(0.5)
+    few = np.arange(20)
+    prior = DistancePrior(few, np.zeros((20, 3)), 1.3 * np.linalg.norm(guess[few], axis=1), 0.1)
+    seen = replace(seen, prior=prior)
+    expected, found = adjust(replace(problem_of(seen, guess), prior=prior), 100, 1e-12), settled(guess, seen, 100)
+    cost = adjust(replace(problem_of(seen, found), prior=prior), 0).cost_before
+    assert cost == pytest.approx(expected.cost_after, rel=1e-6)

@@ -12,6 +12,7 @@ from dark3r_ros.geometry import se3
 from dark3r_ros.sfm import equations, schur
 from dark3r_ros.sfm.bundle import adjust, focal_step, moved
 from dark3r_ros.sfm.equations import BundleProblem
+from dark3r_ros.sfm.priors import DistancePrior, PlacePrior
 from dark3r_ros.sfm.resection import refine_pose, resect
 
 FOCAL = 300.0
@@ -276,3 +277,55 @@ def test_the_step_of_a_common_focal_length_is_that_of_a_dense_solver():
     step, deviation = focal_step(problem, damping=1e-12)
     assert step == pytest.approx(expected, rel=1e-4)
     assert deviation == pytest.approx(np.sqrt(variance * np.linalg.inv(jacobian.T @ jacobian)[0, 0]), rel=1e-4)
+
+
+def with_priors(problem, world):
+    """The problem with its first points expected too far from a place, and two of its cameras beside where they are."""
+    centres = np.tile([[0.1, -0.2, 0.3]], (10, 1))
+    distances = 1.2 * np.linalg.norm(world[:10] - centres, axis=1)
+    beside = se3.inverse(problem.cameras_from_world[3:5])[:, :3, 3] + (0.05, -0.02, 0.03)
+    return replace(
+        problem,
+        prior=DistancePrior(np.arange(10), centres, distances, 0.3),
+        places=PlacePrior(np.array([3, 4]), beside, 0.004),
+    )
+
+
+def test_what_is_expected_is_weighed_as_by_a_dense_solver():
+    problem, _, world = make_problem(frames=5, points=25)
+    problem = with_priors(problem, world)
+    prior, places = problem.prior, problem.places
+    free = np.flatnonzero(problem.pose_free)
+
+    def residuals(x):
+        poses = problem.cameras_from_world.copy()
+        poses[free] = se3.exp(x[: 6 * len(free)].reshape(-1, 6)) @ poses[free]
+        points = problem.points + x[6 * len(free) :].reshape(-1, 3)
+        local = np.einsum('kij,kj->ki', poses[problem.frame_index][:, :3, :3], points[problem.point_index])
+        local += poses[problem.frame_index][:, :3, 3]
+        seen = (problem.focal * (local[:, :2] / local[:, 2:] - problem.observations)).ravel()
+        length = np.linalg.norm(points[:10] - prior.centres, axis=1)
+        away = (se3.inverse(poses[places.frames])[:, :3, 3] - places.centres).ravel() / places.deviation
+        return np.concatenate([seen, np.log(length / prior.distances) / prior.deviation, away])
+
+    start = np.zeros(6 * len(free) + 3 * len(problem.points))
+    expected = least_squares(residuals, start, method='trf', x_scale='jac', xtol=1e-12, ftol=1e-12, gtol=1e-12)
+    result = adjust(problem, 50, 1e-12)
+    assert result.cost_after == pytest.approx(expected.cost, rel=1e-6)
+    np.testing.assert_allclose(result.points, problem.points + expected.x[6 * len(free) :].reshape(-1, 3), atol=1e-4)
+
+
+def test_without_parallax_points_come_out_where_they_are_expected_and_the_camera_where_it_is():
+    rng = np.random.default_rng(0)
+    poses = np.stack([se3.make(se3.exp_so3([0.0, 0.1 * k, 0.0]), np.zeros(3)) for k in range(4)])
+    world = rng.uniform([-1, -1, 3], [1, 1, 6], (40, 3))
+    frame, point = (index.ravel() for index in np.indices((4, 40)))
+    local = np.einsum('kij,kj->ki', poses[frame][:, :3, :3], world[point])
+    start = poses.copy()
+    start[1:] = se3.exp(rng.normal(0, 0.01, (3, 6))) @ start[1:]
+    expected = 1.5 * world
+    prior = DistancePrior(np.arange(40), np.zeros((40, 3)), np.linalg.norm(expected, axis=1), 0.5)
+    observed = local[:, :2] / local[:, 2:]
+    result = adjust(BundleProblem(start, np.arange(4) > 0, world, frame, point, observed, FOCAL, prior=prior), 50, 1e-9)
+    np.testing.assert_allclose(result.points, expected, rtol=0.01)
+    np.testing.assert_allclose(result.cameras_from_world, poses, atol=1e-3)

@@ -17,6 +17,7 @@ from dark3r_ros.simulation.odometry import WheelOdometry
 from dark3r_ros.simulation.paths import tunnel_drive
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
 from dark3r_ros.simulation.tunnel import tunnel_shape
+from dark3r_ros.simulation.turning import Turn, with_turn
 from dark3r_ros.simulation.views import views_of
 
 SMALL = {'width': 320, 'height': 240, 'seconds': 1.0, 'rate': 5.0}
@@ -106,6 +107,30 @@ def test_a_loop_ends_where_it_began() -> None:
     times = np.linspace(0.0, 200.0, 4001)
     speed = np.linalg.norm(np.diff(path(times)[:, :3, 3], axis=0), axis=1) / np.diff(times)
     assert speed.min() > 0.2 and speed.max() < 1.5
+
+
+@pytest.mark.parametrize('degrees', [90.0, -180.0, 360.0])
+def test_a_turn_on_the_spot_leaves_the_axis_where_it_is(degrees: float) -> None:
+    turn = Turn(degrees, rate=30.0, lever=0.1)
+    drive = tunnel_drive(tunnel_shape(0), 0, seconds=40.0)
+    path = with_turn(drive, turn, seconds=40.0)
+    times = np.linspace(0.0, 40.0, 4001)
+    poses = path(times)
+    assert (np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1) < 0.013).all()  # nothing jumps
+    np.testing.assert_allclose(poses[:500], drive(times[:500]), atol=1e-9)
+    forward = poses[:, :3, 2] * (1.0, 1.0, 0.0)
+    forward /= np.linalg.norm(forward, axis=1, keepdims=True)
+    heading = np.degrees(np.unwrap(np.arctan2(forward[:, 1], forward[:, 0])))
+    turning = np.abs(np.gradient(heading, times)) > 29.0
+    at_full_speed = (abs(degrees) / 30.0 - 0.5) * (2 if degrees == 90.0 else 1)
+    assert turning.sum() == pytest.approx(100 * at_full_speed, abs=20)
+    axis = (poses[:, :3, 3] - 0.1 * forward)[turning]
+    np.testing.assert_allclose(axis, np.broadcast_to(axis[0], axis.shape), atol=1e-6)
+    assert np.ptp(poses[turning, :2, 3], axis=0).max() > 0.09  # the camera goes round it
+    back = np.linalg.norm(poses[-1, :3, 3] - poses[0, :3, 3])
+    assert back < 0.3 if degrees == -180.0 else back > 8.0
+    with pytest.raises(ConfigError, match='simulate more seconds'):
+        with_turn(drive, turn, seconds=3.0)
 
 
 def test_motion_blur_is_the_mean_of_sub_poses() -> None:
