@@ -46,7 +46,8 @@ class Archive:
         sparse_map.retire(keyframes)
         counts = sparse_map.support()
         gone = np.flatnonzero(sparse_map.landmarks.alive & (counts < 2))
-        self.cloud.add(sparse_map.landmarks.points[gone], sparse_map.landmarks.colors[gone])
+        known = gone[~sparse_map.landmarks.provisional[gone]]
+        self.cloud.add(sparse_map.landmarks.points[known], sparse_map.landmarks.colors[known])
         sparse_map.revive(sparse_map.keyframes)  # a landmark may hang on a single retired keyframe now
         sparse_map.remove_unsupported()
         sparse_map.retire(sparse_map.keyframes[: self._next])

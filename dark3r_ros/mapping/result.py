@@ -26,6 +26,7 @@ def build_reconstruction(
     observing = [keyframe for keyframe in sparse_map.keyframes if keyframe.keyframe_id in places
                  and len(keyframe.table.observing())]  # fmt: skip
     seen = sparse_map.observations(observing)
+    seen = seen.select(~sparse_map.landmarks.provisional[seen.landmark])
     landmarks, point_index = np.unique(seen.landmark, return_inverse=True)
     frames = np.array([places[keyframe.keyframe_id] for keyframe in observing], dtype=np.int64)
     rays = np.column_stack([seen.normalised, np.ones(len(seen.normalised))])

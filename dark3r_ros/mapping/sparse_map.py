@@ -142,6 +142,10 @@ class ObservationSet:
     landmark: Index
     normalised: Array
 
+    def select(self, mask: NDArray[np.bool_]) -> ObservationSet:
+        """Observations of a mask (K,)."""
+        return ObservationSet(self.keyframe[mask], self.row[mask], self.landmark[mask], self.normalised[mask])
+
 
 class SparseMap:
     """Keyframes in the order they were made (those of a map that joined come first), and the landmarks.
@@ -266,8 +270,9 @@ class SparseMap:
         self.landmarks.remove(weak)
 
     def cloud(self, landmarks: Index) -> PointCloud:
-        """Landmark rows as a cloud; confidence is the number of keyframes that see each."""
+        """Landmark rows as a cloud, without provisional ones; confidence is the number of keyframes that see each."""
         counts = self.support()
+        landmarks = landmarks[~self.landmarks.provisional[landmarks]]
         return PointCloud(
             self.landmarks.points[landmarks].astype(np.float32),
             self.landmarks.colors[landmarks].copy(),

@@ -87,6 +87,8 @@ def test_provisional_landmarks_become_like_others_once_there_is_parallax():
     newest = route.pipeline._atlas.active.map.keyframes[-1].table
     guessed = newest.landmark[newest.observing()]
     assert landmarks.provisional[guessed].mean() > 0.7
+    cloud = route.pipeline.reconstruction().cloud
+    assert len(cloud) == landmarks.alive.sum() - landmarks.provisional.sum()  # what was guessed is nothing to steer by
     route.run(spin.stop)
     newest = route.pipeline._atlas.active.map.keyframes[-1].table
     assert not landmarks.provisional[newest.landmark[newest.observing()]].any()
