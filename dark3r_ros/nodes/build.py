@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,8 @@ def build_pipeline(node: MappingNode) -> Pipeline:
     if getattr(predictor, 'device', None) == torch.device('cpu'):
         # Two threads compute at the same time: full pools for both would get in each other's way.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+        # Their calls are short: who waits for the interpreter must not wait for longer than they take.
+        sys.setswitchinterval(0.0002)
     # The small matcher works pair by pair, so that there is no batch to make smaller, and tracking looks inside it.
     if not isinstance(predictor, MiniPredictor):
         predictor = FrugalPredictor(predictor, node.warn)
