@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.align import umeyama
 from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.provisional import held_by_bearings
 from dark3r_ros.mapping.recording import HeldViews, Passing
 from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.similarity import between_poses
@@ -59,12 +60,16 @@ def match_again(
 ) -> MatchedAgain | None:
     """Put the views of a map where all their matches want them; None for a map or a predictor that it is not meant for.
 
+    A map with a turn on the spot is not: its views are held by bearings, which a pair triangulates by its noise.
+
     Keyframes and passing views that landmarks do not tie together move apart from each other. The first keyframe of
     each group stays, and so does its size. The landmarks are left where they are.
     """
     keyframes = [keyframe for keyframe in submap.map.keyframes if keyframe.matchable]
     if not isinstance(predictor, MiniPredictor) or not 3 <= len(keyframes) <= config.rematch_keyframes:
         return None
+    if held_by_bearings(submap.map, keyframes):
+        return None  # what is triangulated anew would shrink what comes after the turn
     predictor = predictor.with_config(replace(predictor.config, max_keypoints=0))
     keyframes = [keyframe for keyframe in keyframes if isinstance(keyframe.features, MiniFeatures)]
     guests = held.of(submap, log)

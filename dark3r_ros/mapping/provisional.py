@@ -58,3 +58,10 @@ def expected_distances(
     np.minimum.at(first, seen.landmark, seen.keyframe)
     centres = np.stack([keyframe.centre for keyframe in keyframes])
     return DistancePrior(provisional, centres[first[landmarks[provisional]]], guessed[provisional], _DEVIATION)
+
+
+def held_by_bearings(sparse_map: SparseMap, keyframes: Sequence[Keyframe]) -> list[Keyframe]:
+    """Those of the keyframes that see provisional landmarks more than others: no pair of views tells their places."""
+    provisional = sparse_map.landmarks.provisional
+    rows = ((keyframe, keyframe.table.landmark[keyframe.table.observing()]) for keyframe in keyframes)
+    return [keyframe for keyframe, seen in rows if len(seen) and provisional[seen].mean() > 0.5]

@@ -4,10 +4,11 @@
 import numpy as np
 import pytest
 from drive import CONFIG, Route, World, along
-from synthetic_world import stamp
+from synthetic_world import index_of, stamp
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.align import umeyama
+from dark3r_ros.mapping.provisional import held_by_bearings
 
 STEP = np.radians(3.0)  # a frame, at 30 degrees a second
 LEG = 20  # frames of driving before and after, 0.08 m each
@@ -87,6 +88,9 @@ def test_provisional_landmarks_become_like_others_once_there_is_parallax():
     newest = route.pipeline._atlas.active.map.keyframes[-1].table
     guessed = newest.landmark[newest.observing()]
     assert landmarks.provisional[guessed].mean() > 0.7
+    sparse_map = route.pipeline._atlas.active.map
+    held = held_by_bearings(sparse_map, sparse_map.keyframes)
+    assert held and all(index_of(keyframe.stamp_ns) >= LEG for keyframe in held)
     cloud = route.pipeline.reconstruction().cloud
     assert len(cloud) == landmarks.alive.sum() - landmarks.provisional.sum()  # what was guessed is nothing to steer by
     route.run(spin.stop)
@@ -98,4 +102,6 @@ def test_provisional_landmarks_become_like_others_once_there_is_parallax():
 def test_a_drive_has_none_of_them():
     world = World()
     route = Route(world, along(world, np.arange(0.0, 6.0, 0.12))).run()
-    assert not route.pipeline._atlas.active.map.landmarks.provisional.any()
+    sparse_map = route.pipeline._atlas.active.map
+    assert not sparse_map.landmarks.provisional.any()
+    assert not held_by_bearings(sparse_map, sparse_map.keyframes)
