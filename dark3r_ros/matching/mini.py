@@ -54,9 +54,9 @@ class MiniMatchConfig(Config):
     min_confidence: float = setting(0.1, 'Matches below this confidence are dropped.', minimum=0.0, maximum=1.0)
     max_matches: int = setting(1000, 'The most confident matches that are kept; 0 keeps all.', minimum=0)
     max_keypoints: int = setting(
-        400,
+        0,
         'Keypoints of each frame, those that are most likely found, that are looked for in the other; 0 takes all. '
-        'More cost time, and poses of a camera that is followed are no better for them.',
+        '400 take a fifth off the work of following a camera, but places in a saved map are found less surely.',
         minimum=0,
     )
     cross_view: bool = setting(
