@@ -136,10 +136,10 @@ class Growth:
         whole = partners[: len(partners) - len(located)]
         # All matches come first: a new landmark is seen from the widest angle that any of the neighbours offers.
         matches: list[Correspondences] = []
-        at_once = len(whole) if isinstance(predictor, Locator) else 1
-        for first in range(0, len(whole), at_once):
+        batches = [whole] if isinstance(predictor, Locator) else [[neighbour] for neighbour in whole]
+        for batch in batches:
             with self._timed('keyframe'):
-                pairs = [(neighbour.features, keyframe.features) for neighbour in whole[first : first + at_once]]
+                pairs = [(neighbour.features, keyframe.features) for neighbour in batch]
                 matches += side_by_side(lambda pair: predictor.match([pair])[0], pairs)
             yield []
         if located:

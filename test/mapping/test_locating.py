@@ -12,6 +12,7 @@ from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.intake import _picture
 from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
+from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.mapping.tracking import sought
 from dark3r_ros.model.predictor import Located, Locator
 from dark3r_ros.types import Planes
@@ -97,3 +98,10 @@ def test_landmarks_take_their_colour_from_where_they_are(height, width):
     view = View(0, '', '', camera, None, _picture(planes), 0.0)
     left, right = view.color_at(np.array([[0.0, 0.0], [width - 1.0, height - 1.0]]))
     assert left[0] > 200 and left[2] < 20 and right[2] > 200 and right[0] < 20
+
+
+def test_a_keyframe_that_shares_nothing_with_others_is_made_as_well(monkeypatch):
+    around = Submap.around
+    monkeypatch.setattr(Submap, 'around', lambda self, rows, **rest: around(self, rows, **rest) if rest else [])
+    route = drive(loops=False)
+    assert route.pipeline.status().keyframes > 2
