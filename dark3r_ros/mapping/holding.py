@@ -76,14 +76,11 @@ class ScaleHold:
         self._look_up(keyframes)
         place = {keyframe.keyframe_id: number for number, keyframe in enumerate(keyframes)}
         frames, centres = [], []
-        for before, after in itertools.pairwise(_in_time(keyframes)):
-            if before.odometry is None or after.odometry is None or before.odometry[1] != after.odometry[1]:
-                continue
-            mounting = self._track.body_from_camera
-            motion = se3.inverse(before.odometry[0] @ mounting) @ after.odometry[0] @ mounting
+        chain = _in_time(keyframes)
+        for number, motion in zip(*self._metric_steps(chain), strict=True):
+            before, after = chain[number : number + 2]
             step = motion[:3, 3] / submap.metres
-            soon = after.stamp_ns - before.stamp_ns <= _LONGEST_NS
-            if soon and np.linalg.norm(step) < _UNSEEN * submap.depth(after):
+            if np.linalg.norm(step) < _UNSEEN * submap.depth(after):
                 frames.append(place[after.keyframe_id])
                 centres.append(se3.transform_points(before.world_from_camera, step[None])[0])
         return PlacePrior(np.array(frames), np.stack(centres), _STILL / submap.metres) if frames else None
@@ -135,17 +132,9 @@ class ScaleHold:
     def _compare(self, chain: Sequence[Keyframe]) -> tuple[Array, Array]:
         """Logarithms (N - 1,) of metres per unit of every step and their deviations, infinite where nothing is said."""
         off, sigma = np.zeros(len(chain) - 1), np.full(len(chain) - 1, np.inf)
-        known = [keyframe.odometry for keyframe in chain]
-        steps = [
-            number
-            for number, (before, after) in enumerate(itertools.pairwise(known))
-            if before is not None and after is not None and before[1] == after[1]
-            and 0 < chain[number + 1].stamp_ns - chain[number].stamp_ns <= _LONGEST_NS
-        ]  # fmt: skip
+        steps, metric = self._metric_steps(chain)
         if not steps:
             return off, sigma
-        bodies = np.stack([np.eye(4) if one is None else one[0] for one in known])
-        metric = _relative(bodies @ self._track.body_from_camera)[steps]
         visual = _relative(np.stack([keyframe.world_from_camera for keyframe in chain]))[steps]
         ways, lengths = (np.linalg.norm(motion[:, :3, 3], axis=1) for motion in (metric, visual))
         # Only the angle of a turn: its axis depends on the mounting of the camera, which may be known roughly.
@@ -155,6 +144,20 @@ class ScaleHold:
         off[which] = np.log(ways[good] / lengths[good])
         sigma[which] = np.hypot(_STEP[0], _STEP[1] / ways[good])
         return off, sigma
+
+    def _metric_steps(self, chain: Sequence[Keyframe]) -> tuple[list[int], Array]:
+        """Which steps of a chain odometry tells of, and the motion of the camera in each (N, 4, 4), in metres."""
+        known = [keyframe.odometry for keyframe in chain]
+        steps = [
+            number
+            for number, (before, after) in enumerate(itertools.pairwise(known))
+            if before is not None and after is not None and before[1] == after[1]
+            and 0 < chain[number + 1].stamp_ns - chain[number].stamp_ns <= _LONGEST_NS
+        ]  # fmt: skip
+        if not steps:
+            return [], np.zeros((0, 4, 4))
+        bodies = np.stack([np.eye(4) if one is None else one[0] for one in known])
+        return steps, _relative(bodies @ self._track.body_from_camera)[steps]
 
 
 def smoothed(off: Array, sigma: Array, start: Array, first: float) -> Array:

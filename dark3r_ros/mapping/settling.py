@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dark3r_ros.sfm.equations import robust_costs, sum_by
+from dark3r_ros.sfm.equations import robust_costs, sums_by_point
 from dark3r_ros.sfm.priors import DistancePrior
 
 Array = NDArray[np.float64]
@@ -19,7 +19,6 @@ Index = NDArray[np.int64]
 
 _DAMPING = 1e-4
 _MIN_DEPTH = 1e-6
-_UPPER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +82,6 @@ def _costs(points: Array, local: Array, seen: Sightings) -> Array:
 
 def _steps(points: Array, local: Array, seen: Sightings) -> Array:
     """Moves (P, 3) of the damped normal equations."""
-    count = len(points)
     residual, length, front = _residuals(local, seen)
     width = seen.robust_width
     root = np.sqrt(np.where(length > width, width / np.maximum(length, 1e-12), 1.0) * front)
@@ -92,13 +90,7 @@ def _steps(points: Array, local: Array, seen: Sightings) -> Array:
     rotation = seen.cameras_from_world[:, :3, :3][seen.frame_index]
     across = rotation[:, :2] - (local[:, :2] * inverse[:, None])[:, :, None] * rotation[:, 2:]
     jacobian = (seen.focal * root * inverse)[:, None, None] * across  # (K, 2, 3)
-    products = [jacobian[:, 0, i] * jacobian[:, 0, j] + jacobian[:, 1, i] * jacobian[:, 1, j] for i, j in _UPPER]
-    gradient = jacobian[:, 0] * residual[:, :1] + jacobian[:, 1] * residual[:, 1:]
-    sums = sum_by(seen.point_index, np.column_stack([*products, gradient]), count)
-    normal = np.empty((count, 3, 3))
-    for number, (i, j) in enumerate(_UPPER):
-        normal[:, i, j] = normal[:, j, i] = sums[:, number]
-    slope = sums[:, 6:]
+    normal, slope = sums_by_point(seen.point_index, jacobian, residual, len(points))
     if seen.prior is not None:
         seen.prior.add_to(normal, slope, points)
     for i in range(3):

@@ -197,9 +197,7 @@ class MiniPredictor:
             return [self._match_one(a, b) for a, b in pairs]
 
     def _match_one(self, a: MiniFeatures, b: MiniFeatures) -> Correspondences:
-        return self._match_maps(a, b, *self._described(a, b))
-
-    def _match_maps(self, a: MiniFeatures, b: MiniFeatures, maps_a: _Maps, maps_b: _Maps) -> Correspondences:
+        maps_a, maps_b = self._described(a, b)
         side_a, side_b = _side(*maps_a, a), _side(*maps_b, b)
         forward, backward = self._search(a, b, side_a, side_b), self._search(b, a, side_b, side_a)
         points_a = torch.cat([_pixels(_xy(forward.keypoint, a)), _pixels(backward.position)])

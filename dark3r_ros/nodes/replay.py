@@ -152,26 +152,29 @@ def scheduled(items: Iterable[Item], delay: float, seed: int = 0) -> Iterator[tu
     Without a delay messages leave in the order of recording. With one, images keep theirs, and so does what lies before
     and after a jump back in time.
     """
+    if delay <= 0:
+        yield from ((item.stamp_ns, item) for item in items)
+        return
     random = np.random.default_rng(seed)
     waiting: list[tuple[int, int, Item]] = []
     image_ns = before_ns = 0
     for number, item in enumerate(items):
-        jumped = item.stamp_ns < before_ns - _JUMP_NS
+        due_ns, jumped = item.stamp_ns, item.stamp_ns < before_ns - _JUMP_NS
         # Nothing that is still to come leaves before it was taken.
         while waiting and (jumped or waiting[0][0] <= item.stamp_ns):
-            due_ns, _, ready = heapq.heappop(waiting)
-            yield due_ns, ready
-        before_ns, due_ns = item.stamp_ns, item.stamp_ns
-        if delay <= 0:
-            yield due_ns, item
-            continue
+            yield _next_due(waiting)
         if item.topic == 'image_raw':
             late_ns = due_ns + int(1e9 * delay * random.random())
             image_ns = due_ns = late_ns if jumped else max(image_ns, late_ns)
         heapq.heappush(waiting, (due_ns, number, item))
+        before_ns = item.stamp_ns
     while waiting:
-        due_ns, _, ready = heapq.heappop(waiting)
-        yield due_ns, ready
+        yield _next_due(waiting)
+
+
+def _next_due(waiting: list[tuple[int, int, Item]]) -> tuple[int, Item]:
+    due_ns, _, item = heapq.heappop(waiting)
+    return due_ns, item
 
 
 class Lockstep:

@@ -194,17 +194,23 @@ def _in_parts(problem: BundleProblem) -> Linearised:
 def _linearised(problem: BundleProblem) -> Linearised:
     found = jacobians(problem)
     frames, points = len(problem.cameras_from_world), len(problem.points)
-    by_pose, by_point, residual = found.by_pose, found.by_point, found.residual[:, :, None]
+    by_pose, by_point = found.by_pose, found.by_point
     hessian_poses, gradient_poses = _sums_by_frame(problem.frame_index, by_pose, found.residual, frames)
+    hessian_points, gradient_points = sums_by_point(problem.point_index, by_point, found.residual, points)
+    coupling = by_pose[:, 0, :, None] * by_point[:, 0, None] + by_pose[:, 1, :, None] * by_point[:, 1, None]
+    return Linearised(hessian_poses, hessian_points, coupling, gradient_poses, gradient_points)
+
+
+def sums_by_point(point_index: Index, by_point: Array, residual: Array, points: int) -> tuple[Array, Array]:
+    """Sums of the products of derivatives (K, 2, 3) with themselves, (P, 3, 3), and with residuals (K, 2), (P, 3)."""
     # Written out over the two rows of an observation: products of many small matrices are several times slower.
     products = [by_point[:, 0, i] * by_point[:, 0, j] + by_point[:, 1, i] * by_point[:, 1, j] for i, j in _UPPER]
-    gradient = (by_point * residual).sum(axis=1)
-    sums = sum_by(problem.point_index, np.column_stack([*products, gradient]), points)
-    hessian_points = np.empty((points, 3, 3))
+    gradient = by_point[:, 0] * residual[:, :1] + by_point[:, 1] * residual[:, 1:]
+    sums = sum_by(point_index, np.column_stack([*products, gradient]), points)
+    hessian = np.empty((points, 3, 3))
     for number, (i, j) in enumerate(_UPPER):
-        hessian_points[:, i, j] = hessian_points[:, j, i] = sums[:, number]
-    coupling = by_pose[:, 0, :, None] * by_point[:, 0, None] + by_pose[:, 1, :, None] * by_point[:, 1, None]
-    return Linearised(hessian_poses, hessian_points, coupling, gradient_poses, sums[:, 6:].copy())
+        hessian[:, i, j] = hessian[:, j, i] = sums[:, number]
+    return hessian, sums[:, 6:].copy()
 
 
 def _sums_by_frame(frame_index: Index, by_pose: Array, residual: Array, frames: int) -> tuple[Array, Array]:

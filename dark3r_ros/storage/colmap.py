@@ -50,10 +50,12 @@ def _numbers(values: NDArray[np.float64] | list[float]) -> str:
     return ' '.join(f'{value:.17g}' for value in values)
 
 
-def _reprojection_errors(reconstruction: Reconstruction, pixels: NDArray[np.float64], camera: Camera) -> np.ndarray:
+def _reprojection_errors(
+    reconstruction: Reconstruction, rows: list[NDArray[np.int64]], pixels: NDArray[np.float64], camera: Camera
+) -> np.ndarray:
     observations = reconstruction.observations
     errors = np.zeros(len(observations.point_index))
-    for index, mine in enumerate(_rows_of_frames(reconstruction)):
+    for index, mine in enumerate(rows):
         pose = reconstruction.frames[index].world_from_camera
         if pose is None or not len(mine):
             continue
@@ -74,9 +76,10 @@ def write_colmap(folder: Path | str, reconstruction: Reconstruction) -> None:
     note = '' if exact else '# the distortion has no COLMAP model: pixels are undistorted, images are not\n'
     write_text(folder / 'cameras.txt', f'{note}1 {model} {camera.width} {camera.height} {_numbers(parameters)}\n')
 
-    write_lines(folder / 'images.txt', _image_lines(reconstruction, pixels))
-    errors = _reprojection_errors(reconstruction, pixels, camera)
-    write_lines(folder / 'points3D.txt', _point_lines(reconstruction, errors))
+    rows = _rows_of_frames(reconstruction)
+    write_lines(folder / 'images.txt', _image_lines(reconstruction, rows, pixels))
+    errors = _reprojection_errors(reconstruction, rows, pixels, camera)
+    write_lines(folder / 'points3D.txt', _point_lines(reconstruction, rows, errors))
 
 
 def _rows_of_frames(reconstruction: Reconstruction) -> list[NDArray[np.int64]]:
@@ -87,11 +90,13 @@ def _rows_of_frames(reconstruction: Reconstruction) -> list[NDArray[np.int64]]:
     return [order[begin:end] for begin, end in itertools.pairwise(bounds.tolist())]
 
 
-def _image_lines(reconstruction: Reconstruction, pixels: NDArray[np.float64]) -> Iterator[str]:
+def _image_lines(
+    reconstruction: Reconstruction, rows: list[NDArray[np.int64]], pixels: NDArray[np.float64]
+) -> Iterator[str]:
     """Lines of images.txt, made as they are written: there are millions of observations in long recordings."""
     yield '# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME; then X Y POINT3D_ID per observation\n'
     points = reconstruction.observations.point_index
-    for index, seen in enumerate(_rows_of_frames(reconstruction)):
+    for index, seen in enumerate(rows):
         record = reconstruction.frames[index]
         if record.world_from_camera is None:
             continue
@@ -103,12 +108,14 @@ def _image_lines(reconstruction: Reconstruction, pixels: NDArray[np.float64]) ->
         yield f'{index + 1} {pose} 1 {frame_name(record)}\n{" ".join(entries)}\n'
 
 
-def _point_lines(reconstruction: Reconstruction, errors: NDArray[np.float64]) -> Iterator[str]:
+def _point_lines(
+    reconstruction: Reconstruction, rows_of_frames: list[NDArray[np.int64]], errors: NDArray[np.float64]
+) -> Iterator[str]:
     """Lines of points3D.txt: every point with the frames that see it, and its place among the points of each."""
     yield '# POINT3D_ID X Y Z R G B ERROR TRACK (IMAGE_ID POINT2D_IDX ...)\n'
     observations = reconstruction.observations
     position = np.zeros(len(observations.point_index), dtype=np.int64)
-    for index, seen in enumerate(_rows_of_frames(reconstruction)):
+    for index, seen in enumerate(rows_of_frames):
         posed = reconstruction.frames[index].world_from_camera is not None
         position[seen] = np.arange(len(seen)) if posed else -1
     rows = np.flatnonzero(position >= 0)

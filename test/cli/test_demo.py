@@ -47,20 +47,22 @@ def test_mistakes_are_found_before_the_work(tmp_path, capsys):
     assert (precious / 'thesis.txt').read_text() == 'x'
 
 
+def demo_figures(output, *options):
+    """Figures that the command prints, run as a user would."""
+    command = [sys.executable, '-m', 'dark3r_ros.cli.main', 'demo', '-o', str(output), *options, '--json']
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'}
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout[done.stdout.index('{') :])
+
+
 @pytest.mark.slow
 @pytest.mark.flaky(reruns=2)  # Fast DDS may cut a process off for good on a busy machine: test/nodes/conftest.py
 @needs_ros
 def test_a_short_drive_goes_all_the_way(tmp_path):
     output = tmp_path / 'demo'
-    command = [
-        sys.executable, '-m', 'dark3r_ros.cli.main', 'demo', '-o', str(output), '--seconds', '2', '--rate', '6',
-        '--size', '640x480', '--snr', '20', '--json',
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'}
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout[done.stdout.index('{') :])
+    figures = demo_figures(output, '--seconds', '2', '--rate', '6', '--size', '640x480', '--snr', '20')
     assert figures['posed_share'] == 1.0 and figures['ate_relative'] < 0.02
     present = {path.name for path in output.iterdir()}
     assert present >= {
@@ -81,15 +83,7 @@ def test_images_that_come_late_at_random_are_all_posed(tmp_path):
     bag, output = tmp_path / 'bag', tmp_path / 'demo'
     simulated = ['simulate', 'tunnel', '-o', str(bag), '--seconds', '3', '--rate', '4', '--size', '640x480']
     assert main([*simulated, '--snr', '20', '--no-depth', '--odometry']) == 0
-    command = [
-        sys.executable, '-m', 'dark3r_ros.cli.main', 'demo', '-o', str(output), '--bag', str(bag),
-        '--truth', str(bag / 'truth.tum'), '--delay', '0.4', '--json',
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'}
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout[done.stdout.index('{') :])
+    figures = demo_figures(output, '--bag', str(bag), '--truth', str(bag / 'truth.tum'), '--delay', '0.4')
     # Calibration and odometry are there long before the images that they belong to.
     assert figures['posed_share'] == 1.0 and figures['ate_relative'] < 0.02
     assert json.loads((output / 'report.json').read_text())['counts']['dropped'] == 0
