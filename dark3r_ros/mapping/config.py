@@ -41,6 +41,26 @@ class MappingConfig(Config):
     relocalisation_share: float = setting(
         0.25, 'Share of the usual inliers that a lost camera needs to be found again.', minimum=0.0, maximum=1.0
     )
+    expected_reach: float = setting(
+        0.15,
+        'How far from where odometry or the motion so far expects it a landmark is looked for first, as a share of the '
+        'picture width; 0 looks everywhere at once.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    expected_share: float = setting(
+        0.1,
+        'Smallest share of the matches found there that must agree with a pose: few agree by chance.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    linked_reach: float = setting(
+        0.1,
+        'How far from where the pose of a new keyframe expects them the known landmarks of its neighbours are looked '
+        'for in it, as a share of the picture width; 0 looks everywhere.',
+        minimum=0.0,
+        maximum=1.0,
+    )
     max_error: float = setting(
         2.0, 'Largest reprojection or epipolar error of an inlier.', unit='px', minimum=0.1, maximum=20.0
     )

@@ -7,29 +7,54 @@ from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.mapping.submap import Submap
-from dark3r_ros.mapping.tracking import TrackResult, failed_track, track
+from dark3r_ros.mapping.tracking import Expectation, TrackResult, failed_track, track
 from dark3r_ros.model.predictor import Predictor
 
 
-def follow(view: View, submap: Submap, predictor: Predictor, config: MappingConfig, newest_inliers: int) -> TrackResult:
-    """Pose of a view right after one that had `newest_inliers`: by the newest keyframe, when weak by more."""
-    bound, guess = submap.trust.bound(0), submap.predicted()
+def follow(
+    view: View,
+    submap: Submap,
+    predictor: Predictor,
+    config: MappingConfig,
+    newest_inliers: int,
+    expectation: Expectation | None,
+) -> TrackResult:
+    """Pose of a view right after one that had `newest_inliers`: by the newest keyframe, when weak by more.
+
+    First near where it is expected, then anywhere.
+    """
+    bound = submap.trust.bound(0)
     near = submap.narrow_references(newest_inliers)
-    result = track(view, near, submap.map, predictor, config, guess, bound)
+    result = track(view, near, submap.map, predictor, config, expectation, bound)
     if result.camera_from_world is None:
         wide = submap.wide_references()
-        result = track(view, wide, submap.map, predictor, config, min_inliers=bound)
+        if expectation is not None:
+            result = track(view, wide, submap.map, predictor, config, expectation, bound)
+        if result.camera_from_world is None:
+            result = track(view, wide, submap.map, predictor, config, min_inliers=bound)
     return result
 
 
 def find(
-    view: View, atlas: Atlas, predictor: Predictor, config: MappingConfig, failures: int, *, everywhere: bool
+    view: View,
+    atlas: Atlas,
+    predictor: Predictor,
+    config: MappingConfig,
+    failures: int,
+    *,
+    everywhere: bool,
+    expectation: Expectation | None = None,
 ) -> TrackResult:
-    """Pose of a view after so many without one: near the last pose, or `everywhere`, in any submap.
+    """Pose of a view after so many without one: where it is expected, near the last pose, or `everywhere`.
 
-    That submap becomes the active one. Far away, a place that has a rival is not believed.
+    That is in any submap, which becomes the active one. Far away, a place that has a rival is not believed.
     """
     active = atlas.active
+    if expectation is not None:
+        bound = active.trust.bound(0)
+        result = track(view, active.wide_references(), active.map, predictor, config, expectation, bound)
+        if result.camera_from_world is not None:
+            return result
     groups = dict(atlas.candidates(view.features)) if everywhere else {}
     places = [(active, [*active.wide_references(), *groups.pop(active, [])]), *groups.items()]
     failed = failed_track(0, 'no keyframe left to compare with')

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -23,11 +24,11 @@ from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.reporting import frames_joined, keyframe_added, keyframes_moved
 from dark3r_ros.mapping.sparse_map import Keyframe, View
 from dark3r_ros.mapping.submap import Submap
-from dark3r_ros.mapping.tracking import TrackResult, locate_landmarks, needs_keyframe, sought, track
+from dark3r_ros.mapping.tracking import Expectation, TrackResult, locate_near, needs_keyframe, sought, track
 from dark3r_ros.mapping.window import refine_window
 from dark3r_ros.model.predictor import Locator, Predictor
 from dark3r_ros.sfm.progress import side_by_side
-from dark3r_ros.types import Correspondences
+from dark3r_ros.types import Correspondences, Float64Array
 
 T = TypeVar('T')
 
@@ -62,7 +63,8 @@ class Growth:
         self._bridges, self._hold = bridges, hold
         self._enforce, self._timed = enforce, timed
         self._chores = Chores(config.step_seconds)
-        self._follower: View | None = None  # the first view after the newest keyframe
+        # The first view after the newest keyframe, and its camera_from_world.
+        self._follower: tuple[View, Float64Array] | None = None
         self._urgent = False  # the newest keyframe cannot wait any longer
         self._unheard: list[Event] = []
         self.gate = LoopGate(config, predictor, atlas.places)
@@ -77,8 +79,8 @@ class Growth:
     def wanted(self, view: View, result: TrackResult, submap: Submap) -> bool:
         """Whether a tracked view should become a keyframe."""
         wanted = needs_keyframe(result, submap.baseline, self._config) or self._is_better(view, submap)
-        if self.busy and self._follower is None:
-            self._follower = view
+        if self.busy and self._follower is None and result.camera_from_world is not None:
+            self._follower = view, result.camera_from_world
         if wanted and self.busy:
             # The newest keyframe is not ready yet: what it brings is needed before another one.
             self._urgent = needs_keyframe(result, submap.baseline, self._config, _PATIENCE)
@@ -144,8 +146,11 @@ class Growth:
             yield []
         if located:
             with self._timed('keyframe'):
+                near = Expectation(keyframe.camera_from_world, self._config.linked_reach or math.inf)
                 tasks = [(neighbour, sought(neighbour, submap.map, predictor, self._config)) for neighbour in located]
-                matches += side_by_side(lambda task: locate_landmarks(task[0], keyframe, task[1], predictor), tasks)
+                matches += side_by_side(
+                    lambda task: locate_near(task[0], keyframe, task[1], predictor, submap.map, near), tasks
+                )
             yield []
         with self._timed('keyframe'):
             submap.map.keyframes.append(keyframe)
@@ -172,7 +177,9 @@ class Growth:
         """How much of a new keyframe the view right after it sees; later ones, when it is ready, see less already."""
         if self._follower is None:
             return None
-        result = track(self._follower, [keyframe], submap.map, self._predictor, self._config)
+        view, pose = self._follower
+        expectation = Expectation(pose, self._config.expected_reach) if self._config.expected_reach else None
+        result = track(view, [keyframe], submap.map, self._predictor, self._config, expectation)
         return None if result.camera_from_world is None else result
 
     def now_keyframe(self, keyframe: Keyframe, result: TrackResult) -> None:

@@ -97,6 +97,18 @@ class MotionJudge:
                 self._ratios.append(way[0] / length)
             self._knot = self._last
 
+    def expected(self, stamp_ns: int) -> Array | None:
+        """world_from_camera (4, 4) at a time, as odometry goes on from the newest pose; None where it cannot tell."""
+        if self._last is None or not self._ratios:
+            return None
+        before_ns, before = self._last
+        first, second = self._at(before_ns), self._at(stamp_ns)
+        if first is None or second is None or first[1] != second[1]:
+            return None
+        motion = se3.inverse(first[0] @ self.track.body_from_camera) @ second[0] @ self.track.body_from_camera
+        motion[:3, 3] /= median(self._ratios)
+        return se3.normalised(before @ motion)
+
     @staticmethod
     def _against_odometry(moved: float, way: float, turn: float) -> str:
         allowed = _FLOOR + _LEVER * turn + _SHARE * way + min(_SLIP[0], _SLIP[1] * way)

@@ -44,7 +44,7 @@ from dark3r_ros.mapping.result import build_reconstruction
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.mapping.state_file import SavedState, write_state
 from dark3r_ros.mapping.submap import Submap
-from dark3r_ros.mapping.tracking import TrackResult, failed_track, quality, started_track, track
+from dark3r_ros.mapping.tracking import Expectation, TrackResult, failed_track, quality, started_track, track
 from dark3r_ros.mapping.window import refine_window
 from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.raw.noise import NoiseModel
@@ -312,6 +312,10 @@ class MappingPipeline:
             posed += [self._posed(view, result, True), keyframe_added(keyframe, submap)]
             self._growth.now_keyframe(keyframe, result)
             self._bridges.see(submap, keyframe.stamp_ns, keyframe.world_from_camera, keyframe)
+        self._judge.restart()
+        self._judged = submap
+        for keyframe in sorted(keyframes, key=lambda one: one.stamp_ns):
+            self._judge.accept(keyframe.stamp_ns, keyframe.world_from_camera)
         waiting = [*self._initialiser.dropped, *self._initialiser.pending]
         waiting = [view for view in waiting if view is not pair.first and view is not pair.second]
         later = [view for view in waiting if view.stamp_ns > pair.first.stamp_ns]
@@ -343,7 +347,7 @@ class MappingPipeline:
             submap.motion = None
             self._initialiser = Initialiser(self._config, self._predictor)
         self._failures = 0
-        submap.moved_to(result.camera_from_world)
+        submap.moved_to(view.stamp_ns, result.camera_from_world)
         self._judge.accept(view.stamp_ns, se3.inverse(result.camera_from_world))
         self._bridges.see(submap, view.stamp_ns, se3.inverse(result.camera_from_world))
         events += self._accept(view, result)
@@ -353,12 +357,23 @@ class MappingPipeline:
         return events + self._enter(view.stamp_ns, *quality(result, view, self._config))
 
     def _followed(self, view: View) -> TrackResult:
-        return self._believed(view, follow(view, self._atlas.active, self._predictor, self._config, self._newest[0]))
+        args = self._atlas.active, self._predictor, self._config, self._newest[0], self._expected(view)
+        return self._believed(view, follow(view, *args))
 
     def _found(self, view: View) -> TrackResult:
         lost = self._failures >= self._config.lost_after
-        result = find(view, self._atlas, self._predictor, self._config, self._failures, everywhere=lost)
-        return self._believed(view, result)
+        args = self._atlas, self._predictor, self._config, self._failures
+        return self._believed(view, find(view, *args, everywhere=lost, expectation=self._expected(view)))
+
+    def _expected(self, view: View) -> Expectation | None:
+        """Where a view is looked for first: where odometry says, or where the motion until the last frame leads."""
+        submap, reach = self._atlas.active, self._config.expected_reach
+        by_odometry = self._judge.expected(view.stamp_ns) if submap is self._judged else None
+        if by_odometry is not None:
+            pose: Float64Array | None = se3.inverse(by_odometry)
+        else:
+            pose = None if self._failures else submap.predicted(view.stamp_ns)
+        return None if pose is None or reach == 0.0 else Expectation(pose, reach)
 
     def _believed(self, view: View, result: TrackResult) -> TrackResult:
         """The result, or a failure where the motion so far or the odometry speaks against it."""

@@ -21,6 +21,8 @@ from dark3r_ros.mapping.trust import InlierBound
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
+_FORESEEN = 3.0  # times the last step that the motion is foreseen
+
 
 @dataclass(eq=False)
 class Submap:
@@ -30,7 +32,7 @@ class Submap:
     ----------
     submap_id: 0 is the map; others were begun while the camera was lost.
     baseline: result of the first view tracked against the present reference keyframe.
-    motion: the last two camera_from_world, None after a jump.
+    motion: the last two stamps (ns) and camera_from_world, None after a jump.
     ties: pairs of keyframe ids that a loop or a joint tied together.
     bridges: pairs that odometry ties together where nothing was seen, with the deviations of rotation (rad),
         translation (units of the map) and logarithm of the scale.
@@ -44,7 +46,7 @@ class Submap:
     trust: InlierBound
     config: MappingConfig
     baseline: TrackResult | None = None
-    motion: tuple[Array, Array] | None = None
+    motion: tuple[tuple[int, Array], tuple[int, Array]] | None = None
     ties: list[tuple[int, int]] = field(default_factory=list)
     bridges: list[tuple[int, int, float, float, float]] = field(default_factory=list)
     metres: float = math.nan
@@ -61,16 +63,20 @@ class Submap:
 
     # ------------------------------------------------------------------ tracking
 
-    def moved_to(self, camera_from_world: Array) -> None:
+    def moved_to(self, stamp_ns: int, camera_from_world: Array) -> None:
         """Remember a pose for the prediction of the next one."""
-        self.motion = (self.motion[1] if self.motion else camera_from_world, camera_from_world)
+        newest = stamp_ns, camera_from_world
+        self.motion = (self.motion[1] if self.motion else newest, newest)
 
-    def predicted(self) -> Array | None:
-        """Next camera_from_world at constant velocity."""
+    def predicted(self, stamp_ns: int) -> Array | None:
+        """camera_from_world at a time, at constant velocity; None where that is too long since to be told."""
         if self.motion is None:
             return None
-        before, last = self.motion
-        return se3.normalised(last @ se3.inverse(before) @ last)
+        (before_ns, before), (last_ns, last) = self.motion
+        share = (stamp_ns - last_ns) / (last_ns - before_ns) if last_ns > before_ns else 0.0
+        if share > _FORESEEN:
+            return None
+        return se3.normalised(se3.exp(share * se3.log(last @ se3.inverse(before))) @ last)
 
     def narrow_references(self, inliers: int) -> list[Keyframe]:
         """Keyframes that a followed camera is compared with; `inliers` of the frame before."""

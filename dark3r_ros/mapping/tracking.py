@@ -24,6 +24,7 @@ Index = NDArray[np.int64]
 
 
 _CELLS = 10  # parts of the picture's width from which landmarks are chosen in turn
+_NEAREST = 0.02  # of the median depth: what lies nearer to the plane of the camera is projected anywhere
 _RIVAL_SHARE = 0.5  # of the inliers, with which another place casts doubt
 
 
@@ -129,6 +130,14 @@ def sought(keyframe: Keyframe, sparse_map: SparseMap, predictor: Predictor, conf
     return np.sort(rows[order[np.argsort(rank, kind='stable')[: config.track_landmarks]]])
 
 
+@dataclass(frozen=True, eq=False)
+class Expectation:
+    """Where a view is expected, camera_from_world (4, 4), and how far off a landmark may be, in picture widths."""
+
+    camera_from_world: Array
+    reach: float
+
+
 def locate_landmarks(keyframe: Keyframe, view: View | Keyframe, rows: Index, predictor: Predictor) -> Correspondences:
     """Matches (keyframe, view) of points of the keyframe, given by their rows.
 
@@ -142,28 +151,60 @@ def locate_landmarks(keyframe: Keyframe, view: View | Keyframe, rows: Index, pre
     return Correspondences(pixels[found.rows], found.pixels, found.confidence)
 
 
+def locate_near(
+    keyframe: Keyframe,
+    view: View | Keyframe,
+    rows: Index,
+    predictor: Predictor,
+    sparse_map: SparseMap,
+    expectation: Expectation,
+) -> Correspondences:
+    """`locate_landmarks` of points that observe landmarks, near where these should be seen.
+
+    Those that should not be seen are left out. A predictor that cannot look for given places looks everywhere.
+    """
+    if not isinstance(predictor, Locator) or len(rows) == 0:
+        return locate_landmarks(keyframe, view, rows, predictor)
+    points = sparse_map.landmarks.points[keyframe.table.landmark[rows]]
+    local = se3.transform_points(expectation.camera_from_world, points)
+    ahead = local[:, 2] > _NEAREST * np.median(np.abs(local[:, 2]))
+    rows, expected = rows[ahead], view.camera.project(local[ahead])
+    reach = expectation.reach * view.camera.width
+    beyond = np.array([view.camera.width, view.camera.height]) - 0.5 + reach
+    visible = ((expected > -0.5 - reach) & (expected < beyond)).all(axis=1)
+    pixels = keyframe.table.pixels[rows[visible]]
+    found = predictor.locate(keyframe.features, pixels, view.features, expected[visible], reach)
+    return Correspondences(pixels[found.rows], found.pixels, found.confidence)
+
+
 def track(
     view: View | Keyframe,
     references: Sequence[Keyframe],
     sparse_map: SparseMap,
     predictor: Predictor,
     config: MappingConfig,
-    guess: Array | None = None,
+    expectation: Expectation | None = None,
     min_inliers: int = 0,
     alone: bool = False,
 ) -> TrackResult:
     """Look for landmarks of the reference keyframes in the view, and resect it from them.
 
-    `guess` is a predicted camera_from_world. A pose needs `min_inliers`, but never fewer than configured. The first
-    reference is the one whose overlap and flow are reported. `alone` refuses a pose that has a rival: another one that
-    half as many of the other matches agree with, as where parts of a tunnel are copies of each other.
+    With an `expectation` they are looked for near where they should be, else anywhere. A pose needs `min_inliers`, but
+    never fewer than configured. The first reference is the one whose overlap and flow are reported. `alone` refuses a
+    pose that has a rival: another one that half as many of the other matches agree with, as where parts of a tunnel are
+    copies of each other.
     """
     usable = [keyframe for keyframe in references if keyframe.features is not None]
     if not usable:
         return failed_track(0, 'no keyframe left to compare with')
     rows = [sought(keyframe, sparse_map, predictor, config) for keyframe in usable]
     tasks = list(zip(usable, rows, strict=True))
-    matches = side_by_side(lambda task: locate_landmarks(task[0], view, task[1], predictor), tasks)
+    if expectation is None:
+        matches = side_by_side(lambda task: locate_landmarks(task[0], view, task[1], predictor), tasks)
+    else:
+        matches = side_by_side(
+            lambda task: locate_near(task[0], view, task[1], predictor, sparse_map, expectation), tasks
+        )
     links = find_links(usable, matches)
     tried = len(links.landmark)
     if tried < config.min_matches:
@@ -179,9 +220,7 @@ def track(
         min_inliers=config.min_inliers,
         provisional=sparse_map.landmarks.provisional[links.landmark],
     )
-    found = solve(guess=guess)
-    if found is None and guess is not None:
-        found = solve()
+    found = solve(guess=None if expectation is None else expectation.camera_from_world)
     if found is None:
         return failed_track(tried, f'no pose explains {config.min_inliers} of {tried} matches with the map')
     inliers = int(found.inliers.sum())
@@ -190,7 +229,7 @@ def track(
         links.reference, minlength=len(usable)
     )
     share = inliers / max(int(agreeing[links.reference].sum()), 1)
-    if share < config.min_inlier_share:
+    if share < (config.min_inlier_share if expectation is None else config.expected_share):
         return failed_track(tried, f'only {inliers} of {tried} matches with the map agree with one pose')
     if inliers < min_inliers:
         return failed_track(tried, f'only {inliers} matches with the map agree, {min_inliers} are needed here')

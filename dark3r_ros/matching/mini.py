@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -217,31 +218,47 @@ class MiniPredictor:
             anchor_b=anchor_b[kept].cpu().numpy(),
         )
 
-    def locate(self, reference: MiniFeatures, pixels: NDArray[np.float64], view: MiniFeatures) -> Located:
-        """Look for given places of one frame anywhere in another: `match` for as many places as are asked for.
+    def locate(
+        self,
+        reference: MiniFeatures,
+        pixels: NDArray[np.float64],
+        view: MiniFeatures,
+        expected: NDArray[np.float64] | None = None,
+        reach: float = math.inf,
+    ) -> Located:
+        """Look for given places of one frame in another: `match` for as many places as are asked for.
 
         `pixels` (N, 2) of the reference may lie between its keypoints. As in `match`, a place counts where coarse and
-        fine descriptors lead back to it. Each frame's own coarse descriptors are compared, always.
+        fine descriptors lead back to it. Each frame's own coarse descriptors are compared, always. With `expected`
+        (N, 2) pixels of the view each place is looked for in the cells within `reach` pixels of its own (a square),
+        there and back, and anywhere without.
         """
         with torch.inference_mode():
             coarse, cells = reference.coarse.float(), view.coarse.float()
             places = torch.from_numpy(pixels).to(self.device, torch.float32)
             described = functional.normalize(_at(coarse, places), dim=1)
             similarity = described @ cells.flatten(1)
+            if expected is not None:
+                around = torch.from_numpy(expected).to(self.device, torch.float32)
+                similarity = similarity.masked_fill(~_cells_near(around, cells.shape[1:], reach), _OUTSIDE)
             cell = _argmax(similarity, 1)
-            back = _argmax(cells.flatten(1).T[cell] @ coarse.flatten(1), 1)
+            returning = cells.flatten(1).T[cell] @ coarse.flatten(1)
+            if expected is not None:
+                returning = returning.masked_fill(~_cells_near(places, coarse.shape[1:], reach), _OUTSIDE)
+            back = _argmax(returning, 1)
             columns = coarse.shape[2]
             middle = torch.stack([back % columns, back // columns], dim=1) * COARSE + (COARSE - 1) / 2
             near = (middle - places).abs().amax(1) <= 2.5 * COARSE
+            near &= similarity.gather(1, cell[:, None])[:, 0] > _OUTSIDE
             chosen = near.nonzero()[:, 0]
             columns = cells.shape[2]
             likely = functional.softmax(self.coarse_factor * similarity[chosen], dim=1)
-            expected = _around(likely, cell[chosen], columns)
+            chance = _around(likely, cell[chosen], columns)
             # The descriptor looked for is that of the nearest fine pixel: what was rounded off is given back.
             place = (places[chosen] - (FINE - 1) / 2) / FINE
             limit = torch.tensor([reference.shape[1] - 1, reference.shape[0] - 1], device=self.device)
             home = place.round().clamp(min=torch.zeros_like(limit), max=limit)
-            found = self._there_and_back(reference, view, home, _middle(cell[chosen], columns), expected)
+            found = self._there_and_back(reference, view, home, _middle(cell[chosen], columns), chance)
             kept, position, confidence = found
             found_pixels = _pixels(position + (place - home)[kept])
             inside = _inside(found_pixels, view)
@@ -456,6 +473,14 @@ def _at(maps: Tensor, pixels: Tensor) -> Tensor:
     grid = (pixels + 0.5) * (2.0 / extent) - 1.0
     found = functional.grid_sample(maps[None], grid[None, None], padding_mode='border', align_corners=False)
     return found[0, :, 0].T
+
+
+def _cells_near(pixels: Tensor, shape: Sequence[int], reach: float) -> Tensor:
+    """Which cells (N, rows * columns) of a coarse map have their middle in a square of `reach` around pixels (N, 2)."""
+    rows, columns = ((torch.arange(side, device=pixels.device) + 0.5) * COARSE - 0.5 for side in shape)
+    across = (columns - pixels[:, :1]).abs() <= reach
+    down = (rows - pixels[:, 1:]).abs() <= reach
+    return (down[:, :, None] & across[:, None, :]).flatten(1)
 
 
 def _middle(cell: Tensor, columns: int) -> Tensor:

@@ -6,6 +6,7 @@ A frame is encoded once, however many pairs it joins; pairs are matched in batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -66,6 +67,13 @@ class Located:
 class Locator(Protocol):
     """A predictor that can do less than match two frames, at less cost."""
 
-    def locate(self, reference: Any, pixels: NDArray[np.float64], view: Any) -> Located:
-        """Look for pixels (N, 2) of a reference anywhere in a view."""
+    def locate(
+        self,
+        reference: Any,
+        pixels: NDArray[np.float64],
+        view: Any,
+        expected: NDArray[np.float64] | None = None,
+        reach: float = math.inf,
+    ) -> Located:
+        """Look for pixels (N, 2) of a reference in a view: anywhere, or within `reach` pixels of `expected` (N, 2)."""
         ...

@@ -73,3 +73,39 @@ def test_nothing_is_said_of_the_first_pose_nor_after_the_map_moved():
     judge = judge_on_its_way()
     judge.moved()
     assert judge.objection(30 * STEP_NS, pose(99.0), 1.0, lost=False) == ''
+
+
+def test_odometry_says_where_the_camera_is_expected():
+    judge = judge_on_its_way(stretch=1.0)
+    judge.track.body_from_camera = np.eye(4)
+    now = 33 * STEP_NS + STEP_NS // 2
+    expected = judge.expected(now)
+    # Four and a half frames after the last pose, in units of the map.
+    np.testing.assert_allclose(expected, pose(UNIT * SPEED * 33.5), atol=1e-9)
+    assert judge.expected(200 * STEP_NS) is None  # beyond what the odometry has told
+    judge.moved()
+    assert judge.expected(now) is None
+    assert judge_on_its_way(odometry=False).expected(now) is None
+
+
+def test_a_turn_of_the_robot_moves_its_camera_around_its_axis():
+    judge = MotionJudge(odometry_track())
+    body_from_camera = se3.BODY_FROM_OPTICAL.copy()
+    body_from_camera[:3, 3] = 0.5, 0.0, 0.2
+    judge.track.body_from_camera = body_from_camera
+    angle = np.radians(20.0)
+
+    def body(number):
+        turned = se3.make(se3.exp_so3([0.0, 0.0, angle * max(number - 10, 0)]), np.zeros(3))
+        return se3.make(np.eye(3), [0.1 * min(number, 10), 0.0, 0.0]) @ turned
+
+    def camera(number):
+        found = se3.inverse(body(0) @ body_from_camera) @ body(number) @ body_from_camera
+        found[:3, 3] *= UNIT
+        return found
+
+    for number in range(12):
+        judge.track.add(number * STEP_NS, body(number))
+    for number in range(11):
+        judge.accept(number * STEP_NS, camera(number))
+    np.testing.assert_allclose(judge.expected(11 * STEP_NS), camera(11), atol=1e-9)

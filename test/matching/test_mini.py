@@ -190,6 +190,36 @@ def test_places_are_located_as_matching_finds_them(rooms, predictor):
     assert len(predictor.locate(a, np.zeros((0, 2)), b).rows) == 0
 
 
+def test_places_are_looked_for_where_they_are_expected(rooms, predictor):
+    rng = np.random.default_rng(6)
+    a, b = (
+        predictor.encode(dark(view[0].numpy().astype(float), -8.0, rng))
+        for view in (rooms.a.radiance, rooms.b.radiance)
+    )
+    light = [
+        predictor.encode(dark(view[0].numpy().astype(float), 20.0, rng))
+        for view in (rooms.a.radiance, rooms.b.radiance)
+    ]
+    truth = predictor.match([tuple(light)])[0]
+    places, there = truth.points_a, truth.points_b
+
+    def right(found):
+        return int((np.linalg.norm(found.pixels - there[found.rows], axis=1) < 2.0).sum())
+
+    anywhere = predictor.locate(a, places, b)
+    near = predictor.locate(a, places, b, there + rng.uniform(-12.0, 12.0, there.shape), 24.0)
+    assert right(near) > 1.15 * right(anywhere) and right(anywhere) > 20
+    # Nothing is found away from where it is looked for, to a cell and the reach of the fine search.
+    elsewhere = np.full_like(there, 40.0)
+    found = predictor.locate(a, places, b, elsewhere, 16.0)
+    assert (np.abs(found.pixels - 40.0) < 16.0 + 8.0 + 8.0).all()
+    # A place whose surroundings lie outside the picture is not found at all; with no bound all is as before.
+    assert len(predictor.locate(a, places, b, np.full_like(there, -500.0), 16.0).rows) == 0
+    unbounded = predictor.locate(a, places, b, elsewhere)
+    np.testing.assert_array_equal(unbounded.rows, anywhere.rows)
+    np.testing.assert_array_equal(unbounded.pixels, anywhere.pixels)
+
+
 def test_only_the_most_reliable_keypoints_are_looked_for(rooms, predictor):
     rng = np.random.default_rng(6)
     a, b = (
