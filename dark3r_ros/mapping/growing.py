@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
+from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.bridging import OdometryBridges
 from dark3r_ros.mapping.chores import Chores
@@ -22,6 +23,7 @@ from dark3r_ros.mapping.loops import LoopGate
 from dark3r_ros.mapping.motion import MotionJudge
 from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.reporting import frames_joined, keyframe_added, keyframes_moved
+from dark3r_ros.mapping.similarity import Similarity
 from dark3r_ros.mapping.sparse_map import Keyframe, View
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.mapping.tracking import Expectation, TrackResult, locate_near, needs_keyframe, sought, track
@@ -158,7 +160,9 @@ class Growth:
         self._hold.remember(submap)
         with self._timed('window'):
             expected, straighten = partial(self._hold.expected_places, submap), partial(self._hold.straighten, submap)
+            before = keyframe.camera_from_world
             moved, _ = refine_window(submap.map, self._config, neighbours, expected=expected, straighten=straighten)
+            self._carry(submap, se3.inverse(keyframe.camera_from_world) @ before)
         self.now_keyframe(keyframe, result)
         submap.baseline = self._first_seen(submap, keyframe)
         submap.archive.retire(submap.map)
@@ -170,8 +174,14 @@ class Growth:
             evidence = yield from self._in_pieces(considered)
             if evidence:
                 events = yield from self._close(evidence, submap)
-        yield [*events, *self._stretch()]
+        yield [*events, *self._leap(submap), *self._stretch()]
         self._enforce()
+
+    def _carry(self, submap: Submap, new_from_old: Float64Array) -> None:
+        """Let what was known of the camera's motion move with the newest keyframe."""
+        submap.carry(new_from_old)
+        if submap is self._atlas.active:
+            self._judge.carry(new_from_old)
 
     def _first_seen(self, submap: Submap, keyframe: Keyframe) -> TrackResult | None:
         """How much of a new keyframe the view right after it sees; later ones, when it is ready, see less already."""
@@ -237,14 +247,23 @@ class Growth:
     def _stretch(self) -> list[Event]:
         """Put the scale behind the newest bridge right."""
         stretch = self._bridges.stretch()
-        if stretch is None:
+        return [] if stretch is None else self._move(stretch.submap, stretch.nodes())
+
+    def _leap(self, submap: Submap) -> list[Event]:
+        """Put the newest keyframes right where their unit has leapt."""
+        nodes = self._hold.leap(submap)
+        if nodes is None:
             return []
-        nodes = stretch.nodes()
-        stretch.submap.move(nodes)
+        self._bridges.restart()
+        return self._move(submap, nodes)
+
+    def _move(self, submap: Submap, nodes: list[Similarity]) -> list[Event]:
+        """Move all of a map, each keyframe to its node."""
+        submap.move(nodes)
         self.gate.forget()
         self._judge.moved()
-        self._log.rescale(stretch.submap.map.keyframes, [node.scale for node in nodes])
-        return [keyframes_moved(stretch.submap.map.keyframes, stretch.submap)]
+        self._log.rescale(submap.map.keyframes, [node.scale for node in nodes])
+        return [keyframes_moved(submap.map.keyframes, submap)]
 
     def _joined(self, joined: Submap, moved: list[Keyframe], growth: float) -> list[Event]:
         self.gate.forget()

@@ -29,8 +29,11 @@ Array = NDArray[np.float64]
 
 _HISTORY = 60  # newest keyframes that are looked at
 _LEAST_STEPS, _LEAST_SHARE, _DEVIATION = 10, 0.6, 0.03  # agreeing steps that a unit is found from
+_END_DEVIATION = 0.05  # of the unit now, where it creeps: to hold it soon is worth more than to know it well
 _UNIT_STEPS = 20  # newest steps that it is found from: more of them creep apart
 _STEP = (0.02, 0.008)  # deviation of a step: share of its length, metres
+# Steps that agree, how well, and on how much, where the unit has leapt: more than most wheels slip, and for longer.
+_LEAP, _LEAP_WIDTH, _LEAP_LEAST = 8, 0.1, 0.4
 _CREEP = 0.01  # deviation of the change of the unit from one step to the next
 _FIRST_CREEP, _ANY = 0.03, 3.0  # of the first step: after those that were held, and where nothing was
 _NEAR = 8  # steps on either side that show a slip
@@ -101,6 +104,29 @@ class ScaleHold:
                 pose[:3, 3] = -pose[:3, :3] @ centre
                 keyframe.camera_from_world = pose
         return True
+
+    def leap(self, submap: Submap) -> list[Similarity] | None:
+        """Where all keyframes go, world_from_keyframe with a scale, once the unit has leapt; None while it has not.
+
+        One keyframe in a wrong place can leave all that follow in another unit. Wheels that slip look the same, but do
+        so for a few steps or by less.
+        """
+        chain = _in_time(submap.map.keyframes[-_HISTORY:])
+        found = self._steps(submap, chain)
+        begin = None if found is None else _leapt(*found)
+        if found is None or begin is None:
+            return None
+        growth = np.ones(len(chain) - 1)
+        growth[begin:] = math.exp(_newest(*found)[0])
+        after = np.append(1.0, growth)
+        moved = {
+            keyframe.keyframe_id: Similarity(float(scale), keyframe.world_from_camera[:3, :3], centre)
+            for keyframe, scale, centre in zip(chain, after, _stretched(chain, growth), strict=True)
+        }
+        return [
+            moved.get(keyframe.keyframe_id, Similarity(1.0, keyframe.world_from_camera[:3, :3], keyframe.centre))
+            for keyframe in submap.map.keyframes
+        ]
 
     def nodes(self, submap: Submap) -> list[Similarity] | None:
         """Where all keyframes of a map go by odometry: world_from_keyframe with a scale; None where it says nothing.
@@ -176,6 +202,20 @@ def smoothed(off: Array, sigma: Array, start: Array, first: float) -> Array:
     return level
 
 
+def _newest(off: Array, sigma: Array) -> tuple[float, float]:
+    """How far the newest steps are off that odometry tells of, and by how much they disagree."""
+    return shortest_half(off[np.isfinite(sigma)][-_LEAP:])
+
+
+def _leapt(off: Array, sigma: Array) -> int | None:
+    """Number of the first of the newest steps that agree on another unit; None where they do not, or are too few."""
+    agreeing = np.flatnonzero(np.isfinite(sigma) & (np.abs(off) <= TUKEY * sigma))
+    if not len(agreeing) or np.isfinite(sigma[agreeing[-1] + 1 :]).sum() < _LEAP:
+        return None
+    middle, half_width = _newest(off, sigma)
+    return int(agreeing[-1]) + 1 if half_width < _LEAP_WIDTH and abs(middle) > _LEAP_LEAST else None
+
+
 def _held(off: Array, sigma: Array) -> Array:
     """Start of the smoothing for a map that is held: nothing is off, unless most steps agree on something else."""
     said = np.isfinite(sigma)
@@ -194,13 +234,16 @@ def _around(off: Array, sigma: Array) -> Array:
 
 
 def _unit(off: Array, sigma: Array) -> float:
-    """Metres per unit that the newest steps agree on; NaN where they do not, or are too few."""
+    """Metres per unit that the newest steps agree on, now where they creep; NaN where they do not, or are too few."""
     said = np.flatnonzero(np.isfinite(sigma))[-_UNIT_STEPS:]
     if len(said) < _LEAST_STEPS:
         return math.nan
-    found = robust_line(said.astype(np.float64), off[said])
-    agree = found.agreeing >= max(_LEAST_STEPS, _LEAST_SHARE * len(said))
-    return math.exp(found.value) if agree and found.deviation <= _DEVIATION else math.nan
+    found = robust_line((said - said[-1]).astype(np.float64), off[said])
+    if found.agreeing < max(_LEAST_STEPS, _LEAST_SHARE * len(said)):
+        return math.nan
+    if found.deviation <= _DEVIATION:
+        return math.exp(found.value)
+    return math.exp(found.end) if found.end_deviation <= _END_DEVIATION else math.nan
 
 
 def _in_time(keyframes: Sequence[Keyframe]) -> list[Keyframe]:

@@ -58,6 +58,13 @@ class MotionJudge:
         """Forget the newest pose: the map has moved under it."""
         self._last = self._knot = None
 
+    def carry(self, new_from_old: Array) -> None:
+        """Move the newest pose with the map (4, 4) that it was found in."""
+        if self._last is not None:
+            self._last = self._last[0], new_from_old @ self._last[1]
+        if self._knot is not None:
+            self._knot = self._knot[0], new_from_old @ self._knot[1]
+
     def objection(self, stamp_ns: int, world_from_camera: Array, depth: float, *, lost: bool) -> str:
         """Why a pose cannot follow, one sentence; empty where nothing speaks against it.
 

@@ -68,6 +68,13 @@ class Submap:
         newest = stamp_ns, camera_from_world
         self.motion = (self.motion[1] if self.motion else newest, newest)
 
+    def carry(self, new_from_old: Array) -> None:
+        """Move the remembered poses with the map (4, 4) that they were found in."""
+        if self.motion is not None:
+            (before_ns, before), (last_ns, last) = self.motion
+            old_from_new = se3.inverse(new_from_old)
+            self.motion = (before_ns, before @ old_from_new), (last_ns, last @ old_from_new)
+
     def predicted(self, stamp_ns: int) -> Array | None:
         """camera_from_world at a time, at constant velocity; None where that is too long since to be told."""
         if self.motion is None:

@@ -105,6 +105,61 @@ def test_wheels_that_spin_for_long_do_not_stretch_the_map():
     assert abs(math.log(units(held)[-1] * held.metres)) < 0.01
 
 
+def leapt(poses, track, at, factor, window=12):
+    """A map held by odometry whose unit changes by a factor at one keyframe; leaps are put right, and counted."""
+    submap, holder = Submap.empty(0, CONFIG, iter(range(10**6))), ScaleHold(track)
+    keyframes, leaps = submap.map.keyframes, 0
+    unit = 1.0
+    for number, pose in enumerate(poses):
+        if number:
+            step = se3.inverse(poses[number - 1]) @ pose
+            unit = units(submap)[-1] if number > 1 else 1.0
+            step[:3, 3] *= unit * (factor if number == at else 1.0)
+            pose = keyframes[-1].world_from_camera @ step
+        keyframes.append(Keyframe(number, stamp(number), 'camera', CAMERA, se3.inverse(pose), 0.0, None))
+        # A point one true metre ahead of each keyframe, which it alone sees.
+        ahead = submap.map.landmarks.add(
+            se3.transform_points(pose, np.array([[0.0, 0.0, units(submap)[-1] if number else 1.0]])),
+            np.zeros((1, 3), np.uint8),
+        )
+        row = keyframes[-1].table.lookup(np.array([[CAMERA.cx, CAMERA.cy]]), None)
+        keyframes[-1].table.landmark[row] = ahead
+        holder.straighten(submap, keyframes[-window:])
+        nodes = holder.leap(submap)
+        if nodes is not None:
+            leaps += 1
+            submap.move(nodes)
+    return submap, leaps
+
+
+@pytest.mark.parametrize('factor', [0.45, 2.2])
+def test_a_unit_that_leaps_is_put_right_with_all_that_was_seen_in_it(factor):
+    poses = bend(80)
+    submap, leaps = leapt(poses, wheels(poses), 50, factor)
+    assert leaps == 1
+    assert np.abs(np.log(units(submap)[15:] * submap.metres)).max() < 0.02
+    assert error(submap, poses) < 0.002
+    for keyframe in submap.map.keyframes[60:]:
+        local = se3.transform_points(keyframe.camera_from_world, submap.map.landmarks.points[keyframe.table.landmark])
+        assert abs(local[0, 2] * submap.metres - 1.0) < 0.05
+
+
+def test_wheels_that_slip_are_no_leap():
+    poses = bend()
+    assert leapt(poses, wheels(poses, SLIPS), 0, 1.0)[1] == 0
+    assert leapt(poses, wheels(poses, [(60, 85, 0.4)]), 0, 1.0)[1] == 0
+    assert leapt(poses, wheels(poses, [(60, 67, 0.8)]), 0, 1.0)[1] == 0
+    assert leapt(poses, odometry_track(), 50, 2.0)[1] == 0
+
+
+def test_a_unit_that_creeps_is_held_from_where_it_is():
+    poses = bend(60)
+    submap = crept(poses, wheels(poses, noise=0.02), creep=0.03)  # three percent a keyframe
+    assert math.isfinite(submap.metres)
+    assert np.abs(np.log(units(submap)[30:] * submap.metres)).max() < 0.15
+    assert units(crept(poses, odometry_track(), creep=0.03))[-1] < 0.2
+
+
 def test_odometry_that_is_away_for_a_while_holds_the_map_again():
     poses = bend()
     held = crept(poses, wheels(poses, known=[*range(50), *range(90, COUNT)]))
