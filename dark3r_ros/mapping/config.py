@@ -50,7 +50,8 @@ class MappingConfig(Config):
     )
     expected_share: float = setting(
         0.1,
-        'Smallest share of the matches found there that must agree with a pose: few agree by chance.',
+        'Smallest share of the matches found there that must agree with a pose, as few agree by chance. Where nothing '
+        'but the motion so far tells, it is the last resort.',
         minimum=0.0,
         maximum=1.0,
     )

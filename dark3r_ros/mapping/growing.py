@@ -148,7 +148,7 @@ class Growth:
             yield []
         if located:
             with self._timed('keyframe'):
-                near = Expectation(keyframe.camera_from_world, self._config.linked_reach or math.inf)
+                near = Expectation(keyframe.camera_from_world, self._config.linked_reach or math.inf, 0.0)
                 tasks = [(neighbour, sought(neighbour, submap.map, predictor, self._config)) for neighbour in located]
                 matches += side_by_side(
                     lambda task: locate_near(task[0], keyframe, task[1], predictor, submap.map, near), tasks
@@ -188,7 +188,8 @@ class Growth:
         if self._follower is None:
             return None
         view, pose = self._follower
-        expectation = Expectation(pose, self._config.expected_reach) if self._config.expected_reach else None
+        reach, share = self._config.expected_reach, self._config.expected_share
+        expectation = Expectation(pose, reach, share) if reach else None
         result = track(view, [keyframe], submap.map, self._predictor, self._config, expectation)
         return None if result.camera_from_world is None else result
 

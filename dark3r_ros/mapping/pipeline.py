@@ -367,13 +367,14 @@ class MappingPipeline:
 
     def _expected(self, view: View) -> Expectation | None:
         """Where a view is looked for first: where odometry says, or where the motion until the last frame leads."""
-        submap, reach = self._atlas.active, self._config.expected_reach
+        submap, config = self._atlas.active, self._config
+        if config.expected_reach == 0.0:
+            return None
         by_odometry = self._judge.expected(view.stamp_ns) if submap is self._judged else None
         if by_odometry is not None:
-            pose: Float64Array | None = se3.inverse(by_odometry)
-        else:
-            pose = None if self._failures else submap.predicted(view.stamp_ns)
-        return None if pose is None or reach == 0.0 else Expectation(pose, reach)
+            return Expectation(se3.inverse(by_odometry), config.expected_reach, config.expected_share)
+        pose = None if self._failures else submap.predicted(view.stamp_ns)
+        return None if pose is None else Expectation(pose, config.expected_reach, config.min_inlier_share)
 
     def _believed(self, view: View, result: TrackResult) -> TrackResult:
         """The result, or a failure where the motion so far or the odometry speaks against it."""

@@ -132,10 +132,18 @@ def sought(keyframe: Keyframe, sparse_map: SparseMap, predictor: Predictor, conf
 
 @dataclass(frozen=True, eq=False)
 class Expectation:
-    """Where a view is expected, camera_from_world (4, 4), and how far off a landmark may be, in picture widths."""
+    """Where a view is expected.
+
+    Attributes
+    ----------
+    camera_from_world: (4, 4). reach: how far off a landmark may be, in picture widths.
+    share: the smallest share of the matches found so that must agree with a pose.
+
+    """
 
     camera_from_world: Array
     reach: float
+    share: float
 
 
 def locate_landmarks(keyframe: Keyframe, view: View | Keyframe, rows: Index, predictor: Predictor) -> Correspondences:
@@ -229,7 +237,7 @@ def track(
         links.reference, minlength=len(usable)
     )
     share = inliers / max(int(agreeing[links.reference].sum()), 1)
-    if share < (config.min_inlier_share if expectation is None else config.expected_share):
+    if share < (config.min_inlier_share if expectation is None else expectation.share):
         return failed_track(tried, f'only {inliers} of {tried} matches with the map agree with one pose')
     if inliers < min_inliers:
         return failed_track(tried, f'only {inliers} matches with the map agree, {min_inliers} are needed here')

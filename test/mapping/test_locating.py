@@ -95,7 +95,7 @@ def test_what_should_not_be_seen_is_not_looked_for():
 
     predictor = Seeing(World(), lambda ns: None)
     view = View(1, '', '', PLANES, None, np.zeros((1, 1, 3), np.uint8), 0.0)
-    found = locate_near(keyframe, view, rows, predictor, sparse_map, Expectation(np.eye(4), 0.2))
+    found = locate_near(keyframe, view, rows, predictor, sparse_map, Expectation(np.eye(4), 0.2, 0.1))
     np.testing.assert_array_equal(asked['pixels'], pixels[[0, 2]])  # 32 pixels beyond the edge may still be seen
     np.testing.assert_allclose(asked['expected'], PLANES.project(points[[0, 2]]))
     assert asked['reach'] == 32.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tunnel at -4 dB of which a slow machine takes some frames only: looked for where they are expected, all are posed."""
+"""A tunnel at -4 dB of which a slow machine takes some frames only: looked for where they should be, all are posed."""
 
 from dataclasses import replace
 
