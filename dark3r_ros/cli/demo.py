@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--delay', type=float, default=0.0, metavar='S', help='images come up to S seconds late, at random (default: 0)'
+    )
+    parser.add_argument(
+        '-p',
+        '--parameter',
+        action='append',
+        default=[],
+        metavar='NAME:=VALUE',
+        help='parameter of the mapping node, such as mapping.network_width:=160; any number of them',
     )
     parser.add_argument('--json', action='store_true', help='print the closing figures as JSON')
 
@@ -145,10 +154,27 @@ class PlayedFrames:
             self._done += 1
 
 
-def run_graph(bag: Path, output: Path, noise: str, live: bool = False, delay: float = 0.0) -> float:
+def parse_parameters(words: Sequence[str]) -> dict[str, str]:
+    """Parameters of a node from NAME:=VALUE; ConfigError for a word that is none."""
+    pairs = [word.partition(':=') for word in words]
+    for word, (name, given, value) in zip(words, pairs, strict=True):
+        if not (name and given and value):
+            raise ConfigError(f'--parameter takes NAME:=VALUE, not {word!r}')
+    return {name: value for name, _, value in pairs}
+
+
+def run_graph(
+    bag: Path,
+    output: Path,
+    noise: str,
+    live: bool = False,
+    delay: float = 0.0,
+    parameters: Mapping[str, str] | None = None,
+) -> float:
     """Play the bag to the mapping node while a recorder writes `output`; return the seconds that took.
 
-    Each image is up to `delay` seconds late. `live` plays as a camera would, without waiting for the node.
+    Each image is up to `delay` seconds late. `live` plays as a camera would, without waiting for the node, whose
+    `parameters` go before what the demo sets.
     """
     with BagReader(bag) as reader:
         total = max((topic.count for topic in reader.topics if topic.type == 'sensor_msgs/msg/Image'), default=0)
@@ -160,6 +186,7 @@ def run_graph(bag: Path, output: Path, noise: str, live: bool = False, delay: fl
         playing['lockstep'] = _LOCKSTEP
     if noise:
         mapping['noise_file' if noise.endswith(('.yaml', '.yml')) else 'noise_preset'] = noise
+    mapping |= parameters or {}
     started = time.monotonic()
     with Children(output.with_name(f'{output.name}-logs'), graph_environment()) as children:
         node = children.start('mapping_node', node_command('mapping_node', mapping))
@@ -238,6 +265,7 @@ def prepare(args: argparse.Namespace) -> None:
         raise ConfigError('--bag and --truth belong together: give both or neither')
     if not 0.0 <= args.delay <= 60.0:
         raise ConfigError(f'--delay takes 0 to 60 seconds, not {args.delay:g}')
+    parse_parameters(args.parameter)
     check_environment()
     check_target(args.output.absolute(), overwrite=True, marker=REPORT_FILE)
     try:
@@ -257,7 +285,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         bag, truth, noise = args.bag, args.truth, args.noise
     print('replaying it over DDS: replay -> mapping node -> recorder', file=sys.stderr)
-    seconds = run_graph(bag, output, noise, args.live, args.delay)
+    seconds = run_graph(bag, output, noise, args.live, args.delay, parse_parameters(args.parameter))
     print(f'mapped in {seconds:.0f} s; scoring against the truth', file=sys.stderr)
     evaluation = score(output, truth, bag, noise)
     report = json.loads((output / REPORT_FILE).read_text())

@@ -39,6 +39,9 @@ def test_mistakes_are_found_before_the_work(tmp_path, capsys):
     assert '--truth' in capsys.readouterr().err
     assert main(['demo', '-o', str(tmp_path / 'out'), '--delay', '-1']) == 2
     assert '--delay takes' in capsys.readouterr().err
+    for word in ('mapping.neighbours', 'mapping.neighbours=4', ':=4', 'mapping.neighbours:='):
+        assert main(['demo', '-o', str(tmp_path / 'out'), '-p', word]) == 2
+        assert 'NAME:=VALUE' in capsys.readouterr().err
     precious = tmp_path / 'precious'
     precious.mkdir()
     (precious / 'thesis.txt').write_text('x')
@@ -62,7 +65,9 @@ def demo_figures(output, *options):
 @needs_ros
 def test_a_short_drive_goes_all_the_way(tmp_path):
     output = tmp_path / 'demo'
-    figures = demo_figures(output, '--seconds', '2', '--rate', '6', '--size', '640x480', '--snr', '20')
+    figures = demo_figures(
+        output, '--seconds', '2', '--rate', '6', '--size', '640x480', '--snr', '20', '-p', 'mapping.neighbours:=4'
+    )
     assert figures['posed_share'] == 1.0 and figures['ate_relative'] < 0.02
     present = {path.name for path in output.iterdir()}
     assert present >= {
