@@ -145,10 +145,17 @@ class MotionJudge:
         return float(np.linalg.norm(motion[:3, 3])), float(se3.rotation_angle(motion[:3, :3]))
 
     def _at(self, stamp_ns: int) -> tuple[Array, int] | None:
-        """Pose and unbroken piece at a time; a little beyond the newest one, which may come late, that one."""
-        newest = self.track.newest_ns
-        late = newest is not None and 0 < stamp_ns - newest <= _MAX_GAP_NS // 3
-        return self.track.at(newest if late and newest is not None else stamp_ns)
+        """Pose and unbroken piece at a time; a little beyond the newest one, as the motion went on before it.
+
+        Odometry of the moment of an image may come later than the image.
+        """
+        newest_ns = self.track.newest_ns
+        if newest_ns is None or not 0 < stamp_ns - newest_ns <= _MAX_GAP_NS // 3:
+            return self.track.at(stamp_ns)
+        newest, before = self.track.at(newest_ns), self.track.at(2 * newest_ns - stamp_ns)
+        if newest is None or before is None or before[1] != newest[1]:
+            return newest
+        return se3.normalised(newest[0] @ se3.inverse(before[0]) @ newest[0]), newest[1]
 
 
 def _length(first: Array, second: Array) -> float:

@@ -109,3 +109,18 @@ def test_a_turn_of_the_robot_moves_its_camera_around_its_axis():
     for number in range(11):
         judge.accept(number * STEP_NS, camera(number))
     np.testing.assert_allclose(judge.expected(11 * STEP_NS), camera(11), atol=1e-9)
+
+
+def test_odometry_that_comes_a_little_late_goes_on_as_before():
+    judge = judge_on_its_way(frames=20, stretch=1.0)
+    judge.track.body_from_camera = np.eye(4)
+    last = judge.track.newest_ns
+    assert last == 59 * STEP_NS
+    for number in range(20, 60):
+        judge.accept(number * STEP_NS, pose(UNIT * SPEED * number))
+    np.testing.assert_allclose(judge.expected(60 * STEP_NS), pose(UNIT * SPEED * 60), atol=1e-9)
+    assert judge.expected(61 * STEP_NS) is None
+    # Without a pose before it nothing is known of the motion: the newest pose stands.
+    fresh = MotionJudge(odometry_track())
+    fresh.track.add(0, pose(1.0))
+    assert (fresh._at(STEP_NS // 2)[0] == pose(1.0)).all() and fresh._at(2 * STEP_NS) is None
