@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dark3r_ros.nodes import interface, runtime
 from dark3r_ros.nodes.diagnostics import diagnostics
+from dark3r_ros.nodes.falling_behind import FallingBehind
 
 if TYPE_CHECKING:
     from dark3r_ros.nodes.mapping_node import MappingNode
@@ -23,6 +24,7 @@ class Reporter:
         self._publisher = node.create_publisher(interface.load(interface.DIAGNOSTICS.type), '/diagnostics', 10)
         self._timer = node.create_timer(_PERIOD_SECONDS, self._report, clock=runtime.STEADY)
         self._reported_drops = 0
+        self._behind, self._warned = FallingBehind(), False
 
     def _report(self) -> None:
         node = self._node
@@ -34,6 +36,10 @@ class Reporter:
             if silence:
                 node.warn('; '.join(silence))
                 node.health.note = node.health.note or silence[0] + ': ' + silence[1]
+            node.health.behind = self._behind.advice(time.monotonic(), node.health.received, self._dropped)
+            if node.health.behind and not self._warned:
+                self._warned = True
+                node.log_warning(node.health.behind)
             node.results.update_scale()
             node.publish_status()
         dropped = self._dropped

@@ -29,6 +29,7 @@ class Health:
         self.note = ''
         self.failures = 0
         self.advice: tuple[str, ...] = ()
+        self.behind = ''  # advice where images are dropped
         self.scale = ScaleEstimate()
         self.stamp_ns = 0
         self.frame_id = ''
@@ -79,7 +80,7 @@ class Health:
             scale_deviation=self.scale.deviation,
             scale_drift=self.scale.drift,
             scale_text=str(self.scale),
-            advice=[*self.advice, *([pipeline.memory_problem] if pipeline.memory_problem else [])],
+            advice=[*self.advice, *(text for text in (self.behind, pipeline.memory_problem) if text)],
             submap=int(pipeline.submap),
             submaps=int(pipeline.submaps),
             loops_proposed=int(pipeline.loops_proposed),
