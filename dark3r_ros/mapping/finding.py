@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.config import MappingConfig
-from dark3r_ros.mapping.sparse_map import Keyframe, View
+from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.mapping.submap import Submap
 from dark3r_ros.mapping.tracking import Expectation, TrackResult, failed_track, track
 from dark3r_ros.model.predictor import Predictor
@@ -26,14 +26,19 @@ def follow(
     It is looked for near where it is expected, and anywhere. A hand that holds the camera may turn it otherwise than
     before: what few matches say of such a place counts only where nothing else is found.
     """
-    near, wide = submap.narrow_references(newest_inliers), submap.wide_references()
-    tries: list[tuple[list[Keyframe], Expectation | None]] = [(near, expectation), (wide, None)]
+    bound = submap.trust.bound(0)
+    near = submap.narrow_references(newest_inliers)
+    result = track(view, near, submap.map, predictor, config, expectation, bound)
+    if result.camera_from_world is not None:
+        return result
+    tries: list[Expectation | None] = [None]
     if expectation is not None and expectation.share < config.min_inlier_share:
-        tries.insert(1, (wide, expectation))
+        tries = [expectation, None]
     elif expectation is not None:
-        tries.append((wide, replace(expectation, share=config.expected_share)))
-    for references, expected in tries:
-        result = track(view, references, submap.map, predictor, config, expected, submap.trust.bound(0))
+        tries = [None, replace(expectation, share=config.expected_share)]
+    wide = submap.wide_references()
+    for expected in tries:
+        result = track(view, wide, submap.map, predictor, config, expected, bound)
         if result.camera_from_world is not None:
             break
     return result

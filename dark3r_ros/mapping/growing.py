@@ -252,7 +252,8 @@ class Growth:
 
     def _leap(self, submap: Submap) -> list[Event]:
         """Put the newest keyframes right where their unit has leapt."""
-        nodes = self._hold.leap(submap)
+        # A loop may have made it a part of another map.
+        nodes = self._hold.leap(submap) if submap is self._atlas.active else None
         if nodes is None:
             return []
         self._bridges.restart()
