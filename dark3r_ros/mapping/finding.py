@@ -9,7 +9,7 @@ from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.mapping.submap import Submap
-from dark3r_ros.mapping.tracking import Expectation, TrackResult, failed_track, track
+from dark3r_ros.mapping.tracking import Expectation, TrackResult, track
 from dark3r_ros.model.predictor import Predictor
 
 
@@ -66,7 +66,7 @@ def find(
             return result
     groups = dict(atlas.candidates(view.features)) if everywhere else {}
     places = [(active, [*active.wide_references(), *groups.pop(active, [])]), *groups.items()]
-    failed = failed_track(0, 'no keyframe left to compare with')
+    failed: list[TrackResult] = []
     for submap, keyframes in places:
         references = list({keyframe.keyframe_id: keyframe for keyframe in keyframes}.values())
         bound = submap.trust.bound(failures)
@@ -74,5 +74,5 @@ def find(
         if result.camera_from_world is not None:
             atlas.activate(submap)
             return result
-        failed = max(failed, result, key=lambda one: one.matches)
-    return failed
+        failed.append(result)
+    return max(failed, key=lambda one: one.matches)
