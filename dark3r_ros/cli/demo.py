@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,14 @@ DEFAULT_SNR_DB = -4.0
 NOISE = 'starvis'
 _LOCKSTEP = 4
 _START_SECONDS = 90.0
+
+
+def parse_parameter(text: str) -> tuple[str, str]:
+    """Name and value of a text like `mapping.network_width:=160`, for `argparse`."""
+    name, _, value = text.partition(':=')
+    if not (name and value):
+        raise argparse.ArgumentTypeError(f'takes NAME:=VALUE, not {text!r}')
+    return name, value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '-p',
         '--parameter',
+        type=parse_parameter,
         action='append',
         default=[],
         metavar='NAME:=VALUE',
@@ -152,15 +161,6 @@ class PlayedFrames:
         for _ in range(min(int(found[-1]) if found else 0, self._total) - self._done):
             next(self._bar, None)
             self._done += 1
-
-
-def parse_parameters(words: Sequence[str]) -> dict[str, str]:
-    """Parameters of a node from NAME:=VALUE; ConfigError for a word that is none."""
-    pairs = [word.partition(':=') for word in words]
-    for word, (name, given, value) in zip(words, pairs, strict=True):
-        if not (name and given and value):
-            raise ConfigError(f'--parameter takes NAME:=VALUE, not {word!r}')
-    return {name: value for name, _, value in pairs}
 
 
 def run_graph(
@@ -265,7 +265,6 @@ def prepare(args: argparse.Namespace) -> None:
         raise ConfigError('--bag and --truth belong together: give both or neither')
     if not 0.0 <= args.delay <= 60.0:
         raise ConfigError(f'--delay takes 0 to 60 seconds, not {args.delay:g}')
-    parse_parameters(args.parameter)
     check_environment()
     check_target(args.output.absolute(), overwrite=True, marker=REPORT_FILE)
     try:
@@ -285,7 +284,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         bag, truth, noise = args.bag, args.truth, args.noise
     print('replaying it over DDS: replay -> mapping node -> recorder', file=sys.stderr)
-    seconds = run_graph(bag, output, noise, args.live, args.delay, parse_parameters(args.parameter))
+    seconds = run_graph(bag, output, noise, args.live, args.delay, dict(args.parameter))
     print(f'mapped in {seconds:.0f} s; scoring against the truth', file=sys.stderr)
     evaluation = score(output, truth, bag, noise)
     report = json.loads((output / REPORT_FILE).read_text())

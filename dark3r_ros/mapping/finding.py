@@ -59,13 +59,13 @@ def find(
     That is in any submap, which becomes the active one. Far away, a place that has a rival is not believed.
     """
     active = atlas.active
+    wide = active.wide_references()
     if expectation is not None:
-        bound = active.trust.bound(0)
-        result = track(view, active.wide_references(), active.map, predictor, config, expectation, bound)
+        result = track(view, wide, active.map, predictor, config, expectation, active.trust.bound(0))
         if result.camera_from_world is not None:
             return result
     groups = dict(atlas.candidates(view.features)) if everywhere else {}
-    places = [(active, [*active.wide_references(), *groups.pop(active, [])]), *groups.items()]
+    places = [(active, [*wide, *groups.pop(active, [])]), *groups.items()]
     failed: list[TrackResult] = []
     for submap, keyframes in places:
         references = list({keyframe.keyframe_id: keyframe for keyframe in keyframes}.values())

@@ -113,18 +113,15 @@ class ScaleHold:
         """
         chain = _in_time(submap.map.keyframes[-_HISTORY:])
         found = self._steps(submap, chain)
-        begin = None if found is None else _leapt(*found)
-        if found is None or begin is None:
+        leapt = None if found is None else _leapt(*found)
+        if leapt is None:
             return None
+        begin, off = leapt
         growth = np.ones(len(chain) - 1)
-        growth[begin:] = math.exp(_newest(*found)[0])
-        after = np.append(1.0, growth)
-        moved = {
-            keyframe.keyframe_id: Similarity(float(scale), keyframe.world_from_camera[:3, :3], centre)
-            for keyframe, scale, centre in zip(chain, after, _stretched(chain, growth), strict=True)
-        }
+        growth[begin:] = math.exp(off)
+        moved = _grown(chain, growth, np.append(1.0, growth))
         return [
-            moved.get(keyframe.keyframe_id, Similarity(1.0, keyframe.world_from_camera[:3, :3], keyframe.centre))
+            moved.get(keyframe.keyframe_id, Similarity.of_pose(keyframe.world_from_camera))
             for keyframe in submap.map.keyframes
         ]
 
@@ -139,10 +136,7 @@ class ScaleHold:
             return None
         growth = np.exp(smoothed(*found, _around(*found), _ANY))
         around = np.sqrt(np.append(growth[:1], growth) * np.append(growth, growth[-1:]))
-        moved = {
-            keyframe.keyframe_id: Similarity(float(scale), keyframe.world_from_camera[:3, :3], centre)
-            for keyframe, scale, centre in zip(chain, around, _stretched(chain, growth), strict=True)
-        }
+        moved = _grown(chain, growth, around)
         return kept_closed(submap, [moved[keyframe.keyframe_id] for keyframe in submap.map.keyframes])
 
     def _steps(self, submap: Submap, chain: Sequence[Keyframe]) -> tuple[Array, Array] | None:
@@ -202,18 +196,17 @@ def smoothed(off: Array, sigma: Array, start: Array, first: float) -> Array:
     return level
 
 
-def _newest(off: Array, sigma: Array) -> tuple[float, float]:
-    """How far the newest steps are off that odometry tells of, and by how much they disagree."""
-    return shortest_half(off[np.isfinite(sigma)][-_LEAP:])
+def _leapt(off: Array, sigma: Array) -> tuple[int, float] | None:
+    """Number of the first of the newest steps that agree on another unit, and how far they are off.
 
-
-def _leapt(off: Array, sigma: Array) -> int | None:
-    """Number of the first of the newest steps that agree on another unit; None where they do not, or are too few."""
-    agreeing = np.flatnonzero(np.isfinite(sigma) & (np.abs(off) <= TUKEY * sigma))
-    if not len(agreeing) or np.isfinite(sigma[agreeing[-1] + 1 :]).sum() < _LEAP:
+    None where they do not agree, or are too few.
+    """
+    said = np.isfinite(sigma)
+    agreeing = np.flatnonzero(said & (np.abs(off) <= TUKEY * sigma))
+    if not len(agreeing) or said[agreeing[-1] + 1 :].sum() < _LEAP:
         return None
-    middle, half_width = _newest(off, sigma)
-    return int(agreeing[-1]) + 1 if half_width < _LEAP_WIDTH and abs(middle) > _LEAP_LEAST else None
+    middle, half_width = shortest_half(off[said][-_LEAP:])
+    return (int(agreeing[-1]) + 1, middle) if half_width < _LEAP_WIDTH and abs(middle) > _LEAP_LEAST else None
 
 
 def _held(off: Array, sigma: Array) -> Array:
@@ -265,3 +258,11 @@ def _stretched(chain: Sequence[Keyframe], growth: Array) -> Array:
     centres = np.stack([keyframe.centre for keyframe in chain])
     steps = growth[:, None] * np.diff(centres, axis=0)
     return np.asarray(centres[0] + np.concatenate([np.zeros((1, 3)), np.cumsum(steps, axis=0)]))
+
+
+def _grown(chain: Sequence[Keyframe], growth: Array, scales: Array) -> dict[int, Similarity]:
+    """Nodes, by keyframe ids, of a chain whose steps grow by factors (N - 1,) and keyframes by scales (N,)."""
+    return {
+        keyframe.keyframe_id: Similarity(float(scale), keyframe.world_from_camera[:3, :3], centre)
+        for keyframe, scale, centre in zip(chain, scales, _stretched(chain, growth), strict=True)
+    }

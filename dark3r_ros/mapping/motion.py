@@ -109,10 +109,10 @@ class MotionJudge:
         if self._last is None or not self._ratios:
             return None
         before_ns, before = self._last
-        first, second = self._at(before_ns), self._at(stamp_ns)
-        if first is None or second is None or first[1] != second[1]:
+        body = self._motion(before_ns, stamp_ns)
+        if body is None:
             return None
-        motion = se3.inverse(first[0] @ self.track.body_from_camera) @ second[0] @ self.track.body_from_camera
+        motion = se3.inverse(self.track.body_from_camera) @ body @ self.track.body_from_camera
         motion[:3, 3] /= median(self._ratios)
         return se3.normalised(before @ motion)
 
@@ -138,11 +138,17 @@ class MotionJudge:
 
     def _way(self, first_ns: int, second_ns: int) -> tuple[float, float] | None:
         """Distance in metres and turn in radians between two times; None where the odometry does not tell."""
+        motion = self._motion(first_ns, second_ns)
+        if motion is None:
+            return None
+        return float(np.linalg.norm(motion[:3, 3])), float(se3.rotation_angle(motion[:3, :3]))
+
+    def _motion(self, first_ns: int, second_ns: int) -> Array | None:
+        """Motion (4, 4) of the body between two times, in metres; None where the odometry does not tell."""
         first, second = self._at(first_ns), self._at(second_ns)
         if first is None or second is None or first[1] != second[1]:
             return None
-        motion = se3.inverse(first[0]) @ second[0]
-        return float(np.linalg.norm(motion[:3, 3])), float(se3.rotation_angle(motion[:3, :3]))
+        return se3.inverse(first[0]) @ second[0]
 
     def _at(self, stamp_ns: int) -> tuple[Array, int] | None:
         """Pose and unbroken piece at a time; a little beyond the newest one, as the motion went on before it.

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,13 +164,14 @@ def locate_near(
     rows: Index,
     predictor: Predictor,
     sparse_map: SparseMap,
-    expectation: Expectation,
+    expectation: Expectation | None,
 ) -> Correspondences:
     """`locate_landmarks` of points that observe landmarks, near where these should be seen.
 
-    Those that should not be seen are left out. A predictor that cannot look for given places looks everywhere.
+    Those that should not be seen are left out. Without an expectation, or by a predictor that cannot look for given
+    places, they are looked for everywhere.
     """
-    if not isinstance(predictor, Locator) or len(rows) == 0:
+    if expectation is None or not isinstance(predictor, Locator) or len(rows) == 0:
         return locate_landmarks(keyframe, view, rows, predictor)
     points = sparse_map.landmarks.points[keyframe.table.landmark[rows]]
     local = se3.transform_points(expectation.camera_from_world, points)
@@ -207,28 +207,22 @@ def track(
         return failed_track(0, 'no keyframe left to compare with')
     rows = [sought(keyframe, sparse_map, predictor, config) for keyframe in usable]
     tasks = list(zip(usable, rows, strict=True))
-    if expectation is None:
-        matches = side_by_side(lambda task: locate_landmarks(task[0], view, task[1], predictor), tasks)
-    else:
-        matches = side_by_side(
-            lambda task: locate_near(task[0], view, task[1], predictor, sparse_map, expectation), tasks
-        )
+    matches = side_by_side(lambda task: locate_near(task[0], view, task[1], predictor, sparse_map, expectation), tasks)
     links = find_links(usable, matches)
     tried = len(links.landmark)
     if tried < config.min_matches:
         return failed_track(tried, f'{tried} matches with the map, {config.min_matches} needed')
     points = sparse_map.landmarks.points[links.landmark]
     observed = view.camera.unproject(links.pixels)
-    solve = partial(
-        resect,
+    found = resect(
         points,
         observed,
         view.focal,
         config.max_error,
+        guess=None if expectation is None else expectation.camera_from_world,
         min_inliers=config.min_inliers,
         provisional=sparse_map.landmarks.provisional[links.landmark],
     )
-    found = solve(guess=None if expectation is None else expectation.camera_from_world)
     if found is None:
         return failed_track(tried, f'no pose explains {config.min_inliers} of {tried} matches with the map')
     inliers = int(found.inliers.sum())

@@ -109,7 +109,6 @@ def leapt(poses, track, at, factor, window=12):
     """A map held by odometry whose unit changes by a factor at one keyframe; leaps are put right, and counted."""
     submap, holder = Submap.empty(0, CONFIG, iter(range(10**6))), ScaleHold(track)
     keyframes, leaps = submap.map.keyframes, 0
-    unit = 1.0
     for number, pose in enumerate(poses):
         if number:
             step = se3.inverse(poses[number - 1]) @ pose
