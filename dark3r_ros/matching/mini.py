@@ -27,6 +27,16 @@ from torch.nn import functional
 
 from dark3r_ros.config import Config, setting, to_mapping
 from dark3r_ros.errors import ConfigError, DataError
+from dark3r_ros.matching import windows
+from dark3r_ros.matching.windows import (
+    cells_there_and_back,
+    chance_around,
+    middle_of,
+    there_and_back,
+    values_at,
+    window_search,
+)
+from dark3r_ros.model.compiled import Traced
 from dark3r_ros.model.mini import (
     BUNDLED,
     COARSE,
@@ -39,7 +49,7 @@ from dark3r_ros.model.mini import (
     read_mini_header,
 )
 from dark3r_ros.model.normalise import normalise
-from dark3r_ros.model.patches import FineMaps, patch_similarity, square
+from dark3r_ros.model.patches import FineMaps, patch_similarity
 from dark3r_ros.model.predictor import Located
 from dark3r_ros.types import Correspondences, Planes
 
@@ -98,9 +108,6 @@ class MiniFeatures:
         return sum(part.nbytes for part in parts)
 
 
-_FARTHEST = 0.7  # of a summit from the largest value, in fine pixels
-_EDGE = 2  # fine pixels from the edge of a picture within which nothing is found for sure
-_OUTSIDE = -1e4  # similarity beyond the edge of a picture
 _LEAST_RIGHT, _MOST_RIGHT = 0.02, 0.98  # bounds of the chance that a keypoint can be found at all
 _REMEMBERED = 400  # pairs whose second order has not been asked for
 
@@ -163,7 +170,8 @@ class MiniPredictor:
         network, self._digest = load_mini(weights)
         chosen = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
         self.device = torch.device(chosen)
-        self.network = fold_norms(network).to(self.device)
+        self.network = folded = fold_norms(network).to(self.device)
+        self._outputs = Traced(lambda image: _flat(folded(image)))
         self.coarse_factor, self.fine_factor = float(network.coarse_factor), float(network.fine_factor)
         self._related: dict[tuple[int, int], tuple[MiniFeatures, MiniFeatures, Tensor, Tensor]] = {}
 
@@ -189,7 +197,8 @@ class MiniPredictor:
         """Encode one frame; DataError for planes that are too small, not three or not finite."""
         image = pad_image(torch.from_numpy(normalise(planes).values)[None].to(self.device))
         with torch.inference_mode():
-            output = self.network(image)
+            coarse, fine, reliability, sixteenth, eighth = self._outputs(image)
+            output = MiniOutput(coarse, fine, reliability, MiniContext(sixteenth, eighth))
             return _features(output, planes.size, keep_context=self._sees_both)
 
     def match(self, pairs: Sequence[tuple[MiniFeatures, MiniFeatures]]) -> list[Correspondences]:
@@ -236,29 +245,16 @@ class MiniPredictor:
         with torch.inference_mode():
             coarse, cells = reference.coarse.float(), view.coarse.float()
             places = torch.from_numpy(pixels).to(self.device, torch.float32)
-            described = functional.normalize(_at(coarse, places), dim=1)
-            similarity = described @ cells.flatten(1)
-            if expected is not None:
-                around = torch.from_numpy(expected).to(self.device, torch.float32)
-                similarity = similarity.masked_fill(~_cells_near(around, cells.shape[1:], reach), _OUTSIDE)
-            cell = _argmax(similarity, 1)
-            returning = cells.flatten(1).T[cell] @ coarse.flatten(1)
-            if expected is not None:
-                returning = returning.masked_fill(~_cells_near(places, coarse.shape[1:], reach), _OUTSIDE)
-            back = _argmax(returning, 1)
-            columns = coarse.shape[2]
-            middle = torch.stack([back % columns, back // columns], dim=1) * COARSE + (COARSE - 1) / 2
-            near = (middle - places).abs().amax(1) <= 2.5 * COARSE
-            near &= similarity.gather(1, cell[:, None])[:, 0] > _OUTSIDE
-            chosen = near.nonzero()[:, 0]
-            columns = cells.shape[2]
-            likely = functional.softmax(self.coarse_factor * similarity[chosen], dim=1)
-            chance = _around(likely, cell[chosen], columns)
+            around = None if expected is None else torch.from_numpy(expected).to(self.device, torch.float32)
+            described = functional.normalize(values_at(coarse, places), dim=1)
+            chosen, cell, chance = cells_there_and_back(
+                described, places, coarse, cells, around, reach, self.coarse_factor
+            )
             # The descriptor looked for is that of the nearest fine pixel: what was rounded off is given back.
             place = (places[chosen] - (FINE - 1) / 2) / FINE
             limit = torch.tensor([reference.shape[1] - 1, reference.shape[0] - 1], device=self.device)
             home = place.round().clamp(min=torch.zeros_like(limit), max=limit)
-            found = self._there_and_back(reference, view, home, _middle(cell[chosen], columns), chance)
+            found = self._there_and_back(reference, view, home, middle_of(cell, cells.shape[2]), chance)
             kept, position, confidence = found
             found_pixels = _pixels(position + (place - home)[kept])
             inside = _inside(found_pixels, view)
@@ -312,9 +308,9 @@ class MiniPredictor:
             order = trusted[chosen].argsort(descending=True, stable=True)
             chosen = chosen[order[: self.config.max_keypoints].sort().values]
         keypoint, cell = a.keypoints[chosen], cell[chosen]
-        likely = _around(functional.softmax(self.coarse_factor * similarity[chosen], dim=1), cell, columns)
+        likely = chance_around(functional.softmax(self.coarse_factor * similarity[chosen], dim=1), cell, columns)
         expected = trusted[chosen] * likely
-        kept, position, confidence = self._there_and_back(a, b, _xy(keypoint, a), _middle(cell, columns), expected)
+        kept, position, confidence = self._there_and_back(a, b, _xy(keypoint, a), middle_of(cell, columns), expected)
         return _Found(chosen[kept], keypoint[kept], position, confidence)
 
     def _there_and_back(
@@ -325,22 +321,11 @@ class MiniPredictor:
         `expected` (M,) is the chance that the start is right. Returns which ones came back (K,), their places in b
         (K, 2), in fine pixels, and how sure these are (K,).
         """
-        # The chance of the place is at most one: what cannot be sure enough is left out before the costly part.
-        hopeful = (expected >= self.config.min_confidence).nonzero()[:, 0]
-        home = home[hopeful]
-        position, peak = self._refine(a, home, b, start[hopeful])
-        confidence = expected[hopeful] * peak
-        sure = (confidence >= self.config.min_confidence).nonzero()[:, 0]
-        home, position = home[sure], position[sure]
-        back = position.round()
-        returned, _ = self._refine(b, back, a, home)
-        # The way back starts at the nearest fine pixel: what was rounded off is given back.
-        error = ((returned - home + (position - back)) * FINE).norm(dim=1)
-        kept = error <= self.config.return_tolerance
-        return hopeful[sure][kept], position[kept], confidence[sure][kept]
-
-    def _refine(self, a: MiniFeatures, home: Tensor, b: MiniFeatures, start: Tensor) -> tuple[Tensor, Tensor]:
-        return best_in_window(a, home.long(), b, start.round().long(), self.config.radius, self.fine_factor)
+        config = self.config
+        search = window_search(config.radius, self.fine_factor, self.device)
+        maps_a, maps_b = _fine_maps(a).bordered(config.radius), _fine_maps(b).bordered(config.radius)
+        floor, tolerance = config.min_confidence, config.return_tolerance
+        return there_and_back(maps_a, home, _extent(a), maps_b, start, _extent(b), expected, search, floor, tolerance)
 
 
 def best_in_window(
@@ -358,17 +343,9 @@ def best_in_window(
     The chance is zero at the edge of the picture: what lies beyond it is found there, too, which draws places inwards.
 
     """
-    width, height = ((side + FINE - 1) // FINE for side in b.size)
-    across, down, near_best = _window(radius, centre.device)
-    x, y = centre[:, :1] + across, centre[:, 1:] + down
-    from_edge = torch.minimum(torch.minimum(x, width - 1 - x), torch.minimum(y, height - 1 - y))
-    similarity = patch_similarity(_fine_maps(a), home, _fine_maps(b), centre, torch.zeros_like(home[:, 0]), radius)
-    similarity = (factor * similarity).masked_fill(from_edge < 0, _OUTSIDE)
-    chance = functional.softmax(similarity, dim=1)
-    best = _argmax(chance, 1)
-    peak = summit(similarity.unflatten(1, (2 * radius + 1, -1)), best)
-    clear = from_edge.gather(1, best[:, None])[:, 0] >= _EDGE
-    return centre - radius + peak, (near_best[best] * chance).sum(1) * clear
+    search = window_search(radius, factor, centre.device)
+    maps_a, maps_b = _fine_maps(a).bordered(radius), _fine_maps(b).bordered(radius)
+    return windows.best_in_window(maps_a, home, maps_b, centre, _extent(b), search)
 
 
 def likelihoods(
@@ -395,40 +372,14 @@ def likelihoods(
     return mixed.unflatten(1, (2 * radius + 1, -1)), (1.0 - right[:, 0]).log()
 
 
-def summit(values: Tensor, best: Tensor) -> Tensor:
-    """Column and row (M, 2) of the top of the paraboloid through the 3x3 around the largest of values (M, n, n).
-
-    `best` (M,) is its number. At the border of the window or of the picture, and where the nine have no top, it is the
-    place itself.
-    """
-    side = values.shape[2]
-    row, column = best // side, best % side
-    middle = torch.stack([column, row], dim=1)
-    clear = ((middle > 0) & (middle < side - 1)).all(1)
-    safe_row, safe_column = row.clamp(1, side - 2), column.clamp(1, side - 2)
-    step = torch.arange(-1, 2, device=values.device)
-    number = torch.arange(len(values), device=values.device)[:, None, None]
-    nine = values[number, safe_row[:, None, None] + step[:, None], safe_column[:, None, None] + step]
-    gx, gy = (nine[:, 1, 2] - nine[:, 1, 0]) / 2, (nine[:, 2, 1] - nine[:, 0, 1]) / 2
-    xx = nine[:, 1, 2] + nine[:, 1, 0] - 2 * nine[:, 1, 1]
-    yy = nine[:, 2, 1] + nine[:, 0, 1] - 2 * nine[:, 1, 1]
-    xy = (nine[:, 2, 2] - nine[:, 2, 0] - nine[:, 0, 2] + nine[:, 0, 0]) / 4
-    determinant = xx * yy - xy * xy
-    clear &= (determinant > 1e-9) & (xx < 0) & (nine.amin((1, 2)) > _OUTSIDE)
-    offset = torch.stack([xy * gy - yy * gx, xy * gx - xx * gy], dim=1) / torch.where(clear, determinant, 1.0)[:, None]
-    return middle + torch.where(clear[:, None], offset.clamp(-_FARTHEST, _FARTHEST), 0.0)
-
-
 @lru_cache(maxsize=_MAPS)
 def _fine_maps(features: MiniFeatures) -> FineMaps:
     return FineMaps(features.fine.float(), *features.shape)
 
 
-def _window(radius: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Offsets x, y (K,) of the places of a window, and (K, K), for each place, which ones touch it."""
-    across, down = square(radius, device)
-    apart = torch.maximum((across[:, None] - across).abs(), (down[:, None] - down).abs())
-    return across, down, apart <= 1
+def _extent(features: MiniFeatures) -> tuple[int, int]:
+    """Width and height of a picture in fine pixels, without its padding."""
+    return (features.size[0] + FINE - 1) // FINE, (features.size[1] + FINE - 1) // FINE
 
 
 def _argmax(values: Tensor, axis: int) -> Tensor:
@@ -436,6 +387,12 @@ def _argmax(values: Tensor, axis: int) -> Tensor:
     if values.device.type != 'cpu':
         return values.argmax(axis)
     return torch.from_numpy(values.numpy().argmax(axis))
+
+
+def _flat(output: MiniOutput) -> tuple[Tensor, ...]:
+    """All tensors of an output with its context."""
+    assert output.context is not None
+    return output.coarse, output.fine, output.reliability, output.context.sixteenth, output.context.eighth
 
 
 def _features(output: MiniOutput, size: tuple[int, int], *, keep_context: bool) -> MiniFeatures:
@@ -467,28 +424,6 @@ def _features(output: MiniOutput, size: tuple[int, int], *, keep_context: bool) 
     )
 
 
-def _at(maps: Tensor, pixels: Tensor) -> Tensor:
-    """Values (N, C) at pixels (N, 2) of a frame, bilinear in a coarse map (C, rows, columns)."""
-    extent = torch.tensor([maps.shape[2], maps.shape[1]], device=maps.device) * COARSE
-    grid = (pixels + 0.5) * (2.0 / extent) - 1.0
-    found = functional.grid_sample(maps[None], grid[None, None], padding_mode='border', align_corners=False)
-    return found[0, :, 0].T
-
-
-def _cells_near(pixels: Tensor, shape: Sequence[int], reach: float) -> Tensor:
-    """Which cells (N, rows * columns) of a coarse map have their middle in a square of `reach` around pixels (N, 2)."""
-    rows, columns = ((torch.arange(side, device=pixels.device) + 0.5) * COARSE - 0.5 for side in shape)
-    across = (columns - pixels[:, :1]).abs() <= reach
-    down = (rows - pixels[:, 1:]).abs() <= reach
-    return (down[:, :, None] & across[:, None, :]).flatten(1)
-
-
-def _middle(cell: Tensor, columns: int) -> Tensor:
-    """Fine pixels (M, 2) in the middle of cells (M,)."""
-    ratio = COARSE // FINE
-    return torch.stack([cell % columns, cell // columns], dim=1) * ratio + ratio // 2
-
-
 def _inside(pixels: Tensor, features: MiniFeatures) -> Tensor:
     """Which pixels (N, 2) lie in the picture."""
     limit = torch.tensor(features.size, device=pixels.device) - 0.5
@@ -498,19 +433,9 @@ def _inside(pixels: Tensor, features: MiniFeatures) -> Tensor:
 def _side(coarse: Tensor, seen: Tensor | None, features: MiniFeatures) -> _Side:
     """What a pair knows of a frame, from maps (C, rows, columns) and, as logits, (1, rows, columns)."""
     places = _pixels(_xy(features.keypoints, features))
-    described = functional.normalize(_at(coarse, places), dim=1)
-    chance = torch.ones_like(described[:, 0]) if seen is None else _at(seen, places)[:, 0].sigmoid()
+    described = functional.normalize(values_at(coarse, places), dim=1)
+    chance = torch.ones_like(described[:, 0]) if seen is None else values_at(seen, places)[:, 0].sigmoid()
     return _Side(coarse.flatten(1).T.contiguous(), described, chance)
-
-
-def _around(chance: Tensor, cell: Tensor, columns: int) -> Tensor:
-    """Sum (N,) of the chances (N, rows * columns) of a cell (N,) and those around it."""
-    side = torch.tensor([-1, 0, 1], device=chance.device)
-    x = (cell % columns)[:, None, None] + side
-    y = (cell // columns)[:, None, None] + side[:, None]
-    inside = (x >= 0) & (x < columns) & (y >= 0) & (y < chance.shape[1] // columns)
-    index = torch.where(inside, y * columns + x, 0).flatten(1)
-    return (chance.gather(1, index) * inside.flatten(1)).sum(1)
 
 
 def _xy(index: Tensor, features: MiniFeatures) -> Tensor:

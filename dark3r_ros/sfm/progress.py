@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import lru_cache
 from typing import Any, TypeVar
 
 T = TypeVar('T')
@@ -74,8 +75,32 @@ def ordered_map(work: Callable[[T], R], items: Iterable[T], workers: int) -> Ite
 
 
 def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Results of `work` in the order of the items, a few of them, as many at a time as there are cores."""
-    return list(ordered_map(work, items, min(len(items), usable_cores())))
+    """Results of `work` in the order of the items, a few of them, as many at a time as there are cores.
+
+    The calling thread does its share, so that work may ask for this in turn.
+    """
+    if min(len(items), usable_cores()) <= 1:
+        return [work(item) for item in items]
+    import torch
+
+    threads = torch.get_num_threads()
+    futures = [_helpers(os.getpid()).submit(work, item) for item in items[1:]]
+    try:
+        torch.set_num_threads(1)  # of this thread alone: the cores are busy
+        found = [work(items[0])]
+        for future, item in zip(futures, items[1:], strict=True):
+            # What no helper has begun by now is done here.
+            found.append(work(item) if future.cancel() else future.result())
+        return found
+    finally:
+        torch.set_num_threads(threads)
+        wait([future for future in futures if not future.cancel()])
+
+
+@lru_cache(maxsize=1)
+def _helpers(process: int) -> ThreadPoolExecutor:
+    """Threads that stay: making some for every frame costs more than what they do. A forked process has its own."""
+    return ThreadPoolExecutor(max(usable_cores() - 1, 1), 'dark3r_helper', initializer=_one_torch_thread)
 
 
 def _one_torch_thread() -> None:

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 from scipy.linalg import expm
+from scipy.spatial.transform import Rotation, Slerp
 
 from dark3r_ros.geometry import se3
 
@@ -49,3 +50,29 @@ def test_normalised_mends_rounding_and_keeps_handedness():
     mended = se3.normalised(bent)[:3, :3]
     np.testing.assert_allclose(mended @ mended.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(mended) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize('angle', [0.0, 1e-12, 1e-6, 0.5, 2.0, np.pi - 1e-6, np.pi])
+def test_rotations_are_those_of_scipy(angle):
+    axes = np.random.default_rng(4).normal(size=(50, 3))
+    axes[:6] = [*np.eye(3), *-np.eye(3)]
+    vectors = angle * axes / np.linalg.norm(axes, axis=1, keepdims=True)
+    expected = Rotation.from_rotvec(vectors)
+    matrices = expected.as_matrix()
+    np.testing.assert_allclose(se3.exp_so3(vectors), matrices, atol=1e-15)
+    np.testing.assert_allclose(se3.exp_so3(se3.log_so3(matrices)), matrices, atol=1e-14)
+    quaternions = se3.quaternion(matrices)
+    signs = np.sign((quaternions * expected.as_quat()).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(signs * quaternions, expected.as_quat(), atol=1e-15)
+    angles = [se3.rotation_angle(matrix) for matrix in matrices]
+    np.testing.assert_allclose(angles, angle, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize('turn', [1e-9, 0.1, 2.5])
+def test_interpolation_is_spherical(turn):
+    first, last = (se3.exp(twist) for twist in np.random.default_rng(5).normal(size=(2, 6)))
+    last[:3, :3] = first[:3, :3] @ se3.exp_so3(turn * np.array([0.6, 0.0, 0.8]))
+    slerp = Slerp([0.0, 1.0], Rotation.from_matrix(np.stack([first[:3, :3], last[:3, :3]])))
+    for fraction in (0.0, 0.3, 1.0):
+        expected = slerp([fraction]).as_matrix()[0]
+        np.testing.assert_allclose(se3.interpolate(first, last, fraction)[:3, :3], expected, atol=1e-14)

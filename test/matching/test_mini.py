@@ -8,8 +8,9 @@ import torch
 from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.matching.classical import ClassicalPredictor
-from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor, summit
+from dark3r_ros.matching.mini import MiniMatchConfig, MiniPredictor
 from dark3r_ros.matching.registry import make_predictor
+from dark3r_ros.matching.windows import summit
 from dark3r_ros.model.mini import BUNDLED
 from dark3r_ros.simulation.pairs import PairSource
 from dark3r_ros.types import Planes
