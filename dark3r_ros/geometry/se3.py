@@ -147,11 +147,13 @@ def from_quaternion(xyzw: ArrayLike, translation: ArrayLike = (0.0, 0.0, 0.0)) -
 
 
 def normalised(transform: ArrayLike) -> Array:
-    """Return the transform (4, 4) with its rotation projected onto SO(3), against accumulated rounding."""
-    transform = np.asarray(transform, dtype=np.float64)
-    u, _, vt = np.linalg.svd(transform[:3, :3])
-    sign = np.sign(np.linalg.det(u @ vt))
-    return make(u @ np.diag([1.0, 1.0, sign]) @ vt, transform[:3, 3])
+    """Return transforms (..., 4, 4) with their rotations projected onto SO(3), against accumulated rounding."""
+    result = np.array(transform, dtype=np.float64)
+    u, _, vt = np.linalg.svd(result[..., :3, :3])
+    u[..., 2] *= np.sign(np.linalg.det(u @ vt))[..., None]
+    result[..., :3, :3] = u @ vt
+    result[..., 3, :] = 0.0, 0.0, 0.0, 1.0
+    return result
 
 
 def rotation_angle(rotation: ArrayLike) -> float:

@@ -104,7 +104,7 @@ def _matched(
         if partner.features is None or query.features is None:
             continue
         if references and isinstance(predictor, Locator):
-            found = locate_landmarks(partner, query, sought(partner, old.map, predictor, config), predictor)
+            found = locate_landmarks(partner, query, sought(partner, old.map.support(), predictor, config), predictor)
         else:
             found = predictor.match([(partner.features, query.features)])[0]
         if not references and len(found) < config.min_matches:

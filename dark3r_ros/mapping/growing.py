@@ -149,7 +149,8 @@ class Growth:
         if located:
             with self._timed('keyframe'):
                 near = Expectation(keyframe.camera_from_world, self._config.linked_reach or math.inf, 0.0)
-                tasks = [(neighbour, sought(neighbour, submap.map, predictor, self._config)) for neighbour in located]
+                support = submap.map.support()
+                tasks = [(neighbour, sought(neighbour, support, predictor, self._config)) for neighbour in located]
                 matches += side_by_side(
                     lambda task: locate_near(task[0], keyframe, task[1], predictor, submap.map, near), tasks
                 )

@@ -109,8 +109,10 @@ def find_links(references: Sequence[Keyframe], matches: Sequence[Correspondences
     return Links(pixels[kept], landmark[kept], reference_pixels[kept], reference[kept])
 
 
-def sought(keyframe: Keyframe, sparse_map: SparseMap, predictor: Predictor, config: MappingConfig) -> Index:
+def sought(keyframe: Keyframe, support: Index, predictor: Predictor, config: MappingConfig) -> Index:
     """Rows (N,) of a keyframe's points that are looked for in a view: those that observe a landmark.
+
+    `support` (capacity,) says how many keyframes see each landmark (`SparseMap.support`).
 
     Of a predictor that can look for given places no more is asked than `track_landmarks`: the best observed ones of
     every part of the picture.
@@ -120,9 +122,9 @@ def sought(keyframe: Keyframe, sparse_map: SparseMap, predictor: Predictor, conf
         return rows
     cell = keyframe.camera.width / _CELLS
     column, line = np.floor(keyframe.table.pixels[rows] / cell).astype(np.int64).T
-    support = sparse_map.support()[keyframe.table.landmark[rows]]
+    seen_by = support[keyframe.table.landmark[rows]]
     part = line * (_CELLS + 1) + column
-    order = np.lexsort((-support, part))
+    order = np.lexsort((-seen_by, part))
     begins = np.append(True, np.diff(part[order]) != 0)
     place = np.arange(len(order))
     rank = place - np.maximum.accumulate(np.where(begins, place, 0))
@@ -205,7 +207,8 @@ def track(
     usable = [keyframe for keyframe in references if keyframe.features is not None]
     if not usable:
         return failed_track(0, 'no keyframe left to compare with')
-    rows = [sought(keyframe, sparse_map, predictor, config) for keyframe in usable]
+    support = sparse_map.support()
+    rows = [sought(keyframe, support, predictor, config) for keyframe in usable]
     tasks = list(zip(usable, rows, strict=True))
     matches = side_by_side(lambda task: locate_near(task[0], view, task[1], predictor, sparse_map, expectation), tasks)
     links = find_links(usable, matches)

@@ -76,7 +76,7 @@ def adjust(
     covariance = None
     if with_covariance:
         covariance = _scaled_covariance(problem, residuals)
-    poses = np.stack([se3.normalised(pose) for pose in problem.cameras_from_world])
+    poses = se3.normalised(problem.cameras_from_world)
     return BundleResult(poses, problem.points, residuals, before, cost, iterations, covariance)
 
 

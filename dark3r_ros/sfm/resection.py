@@ -141,10 +141,9 @@ def refine_pose(
     `resect`.
     """
     damping = 1e-6
-    cost, residual, jacobian, weight = _pose_system(pose, points, observed, focal, robust_width)
+    cost, residual, jacobian = _pose_system(pose, points, observed, focal, robust_width)
     for _ in range(iterations):
-        normal = np.einsum('n,nri,nrj->ij', weight, jacobian, jacobian)
-        gradient = np.einsum('n,nri,nr->i', weight, jacobian, residual)
+        normal, gradient = jacobian.T @ jacobian, jacobian.T @ residual
         step = -np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-9), gradient)
         trial = se3.exp(step) @ pose
         system = _pose_system(trial, points, observed, focal, robust_width)
@@ -155,34 +154,38 @@ def refine_pose(
             continue
         gained = (cost - system[0]) / max(cost, 1e-12)
         pose, damping = trial, max(damping / 10.0, 1e-9)
-        cost, residual, jacobian, weight = system
+        cost, residual, jacobian = system
         if gained < 1e-5:
             break
-    if provisional is not None and provisional.any():
-        jacobian[provisional, :, :3] = 0.0
-    normal = np.einsum('n,nri,nrj->ij', weight, jacobian, jacobian)
+    bearings = provisional is not None and bool(provisional.any())
+    if bearings:
+        jacobian.reshape(-1, 2, 6)[provisional, :, :3] = 0.0
+    normal = jacobian.T @ jacobian
     freedom = max(2 * len(points) - 6, 1)
-    variance = float((weight[:, None] * residual**2).sum()) / freedom
-    if provisional is not None and provisional.any():
+    variance = float(residual @ residual) / freedom
+    if bearings:
         # Without any other point the camera is somewhere between where it was and what it sees.
         depth = float(np.median(points @ pose[2, :3] + pose[2, 3]))
         normal[range(3), range(3)] += variance / (_ASTRAY * depth) ** 2
-    return se3.normalised(pose), variance * np.linalg.pinv(normal, hermitian=True)
+    return se3.normalised(pose), np.asarray(variance * np.linalg.pinv(normal, hermitian=True), dtype=np.float64)
 
 
-def _pose_system(
-    pose: Array, points: Array, observed: Array, focal: float, width: float
-) -> tuple[float, Array, Array, Array]:
+def _pose_system(pose: Array, points: Array, observed: Array, focal: float, width: float) -> tuple[float, Array, Array]:
+    """Huber cost, residuals (2N,) in pixels and derivatives (2N, 6) by the left twist, times roots of their weights."""
     local = points @ pose[:3, :3].T + pose[:3, 3]
     front = local[:, 2] > 1e-6
-    z_inverse = np.where(front, 1.0 / np.where(front, local[:, 2], 1.0), 0.0)
-    residual = focal * (local[:, :2] * z_inverse[:, None] - observed) * front[:, None]
+    inverse = np.where(front, 1.0 / np.where(front, local[:, 2], 1.0), 0.0)
+    u, v = local[:, 0] * inverse, local[:, 1] * inverse
+    residual = focal * (np.stack([u, v], axis=1) - observed) * front[:, None]
     length = np.where(front, np.hypot(residual[:, 0], residual[:, 1]), 20.0 * width)
-    weight = np.where(front, np.minimum(1.0, width / np.maximum(length, 1e-12)), 0.0)
+    root = np.sqrt(np.where(front, np.minimum(1.0, width / np.maximum(length, 1e-12)), 0.0))
     cost = float(np.where(length <= width, 0.5 * length**2, width * (length - 0.5 * width)).sum())
-    projection = np.zeros((len(points), 2, 3))
-    projection[:, 0, 0] = projection[:, 1, 1] = focal * z_inverse
-    projection[:, 0, 2] = -focal * local[:, 0] * z_inverse**2
-    projection[:, 1, 2] = -focal * local[:, 1] * z_inverse**2
-    jacobian = np.concatenate([projection, -projection @ se3.hat(local)], axis=2)
-    return cost, residual, jacobian, weight
+    # The rows of the projection are (1, 0, -u) and (0, 1, -v) over the depth; a turn moves a point by its cross
+    # product with them.
+    jacobian = np.zeros((len(points), 2, 6))
+    jacobian[:, 0, 0] = jacobian[:, 1, 1] = inverse
+    jacobian[:, 0, 2], jacobian[:, 1, 2] = -u * inverse, -v * inverse
+    jacobian[:, 0, 3], jacobian[:, 0, 4], jacobian[:, 0, 5] = -u * v, 1.0 + u * u, -v
+    jacobian[:, 1, 3], jacobian[:, 1, 4], jacobian[:, 1, 5] = -1.0 - v * v, u * v, u
+    jacobian *= (focal * root)[:, None, None]
+    return cost, (residual * root[:, None]).ravel(), jacobian.reshape(-1, 6)
