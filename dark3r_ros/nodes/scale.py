@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metric scale inside the node: which odometry is used, which scale is published, and when that one changes."""
+"""Metric scale inside the node: what it follows from, which scale is published, and when that one changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from dark3r_ros.geometry import se3
-from dark3r_ros.mapping.events import Event, FramePosed, MapDiscarded, StateChanged
+from dark3r_ros.mapping.events import Event, FramePosed, KeyframeAdded, MapDiscarded, StateChanged
+from dark3r_ros.mapping.ground import GroundScale
 from dark3r_ros.mapping.metric import MetricConfig, MetricScale, ScaleEstimate
 from dark3r_ros.nodes import convert
 from dark3r_ros.nodes.backlog import elapsed
@@ -25,6 +26,8 @@ _NOT_USED = ScaleEstimate(reason='use_odometry is false')
 class ScaleKeeper:
     """Feeds the estimator from the odometry topic, else from odom -> base on /tf, and keeps the published scale.
 
+    Where neither tells it, the height of the camera above the ground does, if that is given.
+
     Poses are those of the map (submap 0); frames that are posed late are left out. Used by the executor thread only.
     """
 
@@ -39,6 +42,7 @@ class ScaleKeeper:
         self._config, self._metric_config = config, metric
         self._buffer, self._frame, self._say = buffer, frame, say
         self._estimator = MetricScale(metric, se3.BODY_FROM_OPTICAL)
+        self._ground = GroundScale(metric.camera_height) if metric.camera_height > 0.0 else None
         self._body = ''
         self._camera_frame = ''
         self._from_topic = False
@@ -51,23 +55,32 @@ class ScaleKeeper:
     def reset(self) -> None:
         """Forget the scale of a map that is gone."""
         self._estimator.reset()
+        if self._ground is not None:
+            self._ground.reset()
         self.applied: ScaleEstimate | None = None
         self._frame.scale, self._frame.deviation = 1.0, 0.0
 
     @property
     def estimate(self) -> ScaleEstimate:
         """The published scale with its newest deviation and drift, or why there is none."""
-        if not self._config.use_odometry and self.applied is None:
-            return _NOT_USED
-        now = self._estimator.estimate
+        now = self._now
         if self.applied is None:
             return now
         return replace(now, scale=self.applied.scale) if now.known else self.applied
 
     @property
+    def _now(self) -> ScaleEstimate:
+        """What is known now: by odometry, else by the height above the ground."""
+        by_odometry = self._estimator.estimate if self._config.use_odometry else _NOT_USED
+        if self._ground is None or by_odometry.known:
+            return by_odometry
+        by_height = self._ground.estimate
+        return by_height if by_height.known or not by_odometry.steps else by_odometry
+
+    @property
     def awaited(self) -> bool:
-        """Whether odometry is there from which the scale will follow."""
-        return self._config.use_odometry and self.applied is None
+        """Whether there is something from which the scale will follow."""
+        return self.applied is None and (self._config.use_odometry or self._ground is not None)
 
     # ------------------------------------------------------------------ input
 
@@ -81,6 +94,7 @@ class ScaleKeeper:
 
     def take(self, events: Sequence[Event]) -> None:
         """Take what the pipeline said about one frame."""
+        self._look_at_ground(events)
         if not self._config.use_odometry:
             return
         self._poll_transforms()
@@ -95,6 +109,20 @@ class ScaleKeeper:
                 self.reset()
             elif isinstance(event, StateChanged) and event.new in (MappingState.LOST, MappingState.RELOCALISING):
                 self._estimator.interrupt()
+
+    def _look_at_ground(self, events: Sequence[Event]) -> None:
+        ground = self._ground
+        if ground is None:
+            return
+        if self._frame.base_from_camera is not None:
+            ground.up = self._frame.base_from_camera[2, :3]
+        for event in events:
+            if isinstance(event, KeyframeAdded) and event.submap == 0:
+                ground.add(event.world_from_camera, event.cloud.points)
+            elif isinstance(event, MapDiscarded):
+                self.reset()
+            elif isinstance(event, StateChanged) and event.new in (MappingState.LOST, MappingState.RELOCALISING):
+                ground.interrupt()
 
     def _poll_transforms(self) -> None:
         """Take the newest odom -> base where nobody publishes odometry messages."""
@@ -153,9 +181,7 @@ class ScaleKeeper:
 
     def update(self) -> str:
         """Put a new scale into the map frame where it is due; returns one sentence when that happened, else nothing."""
-        if not self._config.use_odometry:
-            return ''
-        now, before = self._estimator.estimate, self.applied
+        now, before = self._now, self.applied
         if not now.known:
             return ''
         if before is None:

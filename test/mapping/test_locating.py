@@ -117,13 +117,13 @@ def test_what_is_looked_for_is_spread_and_well_observed():
         sparse_map.keyframes.append(keyframe)
     first = sparse_map.keyframes[0]
     predictor = Locating(World(), lambda ns: None)
-    chosen = sought(first, sparse_map, predictor, MappingConfig(track_landmarks=150))
+    chosen = sought(first, sparse_map.support(), predictor, MappingConfig(track_landmarks=150))
     assert len(chosen) == len(set(chosen.tolist())) == 150
     assert (pixels[chosen] > 16).all(axis=1).sum() > 80  # nearly all of the few outside the crowd
     crowd = chosen[(pixels[chosen] <= 16).all(axis=1)]
     assert (crowd % 3 == 2).mean() > 0.9  # those that all see
-    assert len(sought(first, sparse_map, predictor, MappingConfig(track_landmarks=1000))) == count
-    assert len(sought(first, sparse_map, object(), MappingConfig(track_landmarks=150))) == count
+    assert len(sought(first, sparse_map.support(), predictor, MappingConfig(track_landmarks=1000))) == count
+    assert len(sought(first, sparse_map.support(), object(), MappingConfig(track_landmarks=150))) == count
 
 
 @pytest.mark.parametrize(('height', 'width'), [(120, 160), (121, 161), (1, 9)])

@@ -75,6 +75,42 @@ def test_a_scale_that_was_wrong_moves_in_one_step(keeper):
     assert keeper.update() == ''
 
 
+def floor_seen(number: int, metres_per_unit: float, submap: int = 0) -> events.KeyframeAdded:
+    """A keyframe that looks along a floor 0.8 m below it."""
+    rng = np.random.default_rng(number)
+    floor = np.column_stack([rng.uniform(-1.5, 1.5, 200), np.full(200, 0.8), rng.uniform(1.5, 6.0, 200)])
+    pose = se3.make(np.eye(3), [0.0, 0.0, 0.3 * number / metres_per_unit])
+    points = se3.transform_points(pose, floor / metres_per_unit).astype(np.float32)
+    cloud = PointCloud(points, np.zeros((200, 3), np.uint8), np.ones(200, np.float32))
+    return events.KeyframeAdded(number, stamp(number), 'camera', pose, cloud, -4.0, 200, submap)
+
+
+@pytest.mark.parametrize('use_odometry', [True, False])
+def test_without_odometry_the_height_of_the_camera_gives_the_scale(use_odometry):
+    frame = MapFrame()
+    frame.mount(se3.BODY_FROM_OPTICAL)
+    config, metric = NodeConfig(use_odometry=use_odometry), MetricConfig(camera_height=0.8)
+    keeper = ScaleKeeper(config, metric, TransformBuffer(), frame, lambda text: None)
+    keeper.take([floor_seen(number, 9.0, submap=1) for number in range(30)])
+    assert keeper.awaited and keeper.update() == '' and 'ground' in keeper.estimate.reason
+    for number in range(30):
+        keeper.take([posed(number, 0.1 * number), floor_seen(number, 2.5)])
+    assert 'the scale is known' in keeper.update() and not keeper.awaited
+    assert frame.scale == pytest.approx(2.5, rel=0.02)
+    keeper.take([events.MapDiscarded(stamp(31), 'gone')])
+    assert keeper.awaited and frame.scale == 1.0
+
+
+def test_odometry_is_believed_rather_than_the_height(keeper):
+    made = ScaleKeeper(
+        NodeConfig(), MetricConfig(camera_height=0.8), TransformBuffer(), keeper.frame, lambda text: None
+    )
+    drive(made, 0, 30)
+    made.take([floor_seen(number, 2.5) for number in range(30)])
+    made.update()
+    assert keeper.frame.scale == pytest.approx(5.0, rel=1e-3)
+
+
 def test_other_submaps_and_late_frames_do_not_count(keeper):
     drive(keeper, 0, 30, submap=1)
     drive(keeper, 30, 30, late=True)
