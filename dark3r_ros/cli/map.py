@@ -18,7 +18,7 @@ from dark3r_ros.cli.common import (
     progress,
 )
 from dark3r_ros.cli.reconstruction import add_reconstruction_arguments, odometry_of, open_input, provenance
-from dark3r_ros.errors import ConfigError, DataError, ReconstructionError
+from dark3r_ros.errors import DataError, ReconstructionError
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import PipelineStatus
 from dark3r_ros.mapping.ground import scale_from_height
@@ -52,8 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        help='also write the live map, so that a later run or a node can go on in it')  # fmt: skip
     group.add_argument('--odometry', type=Path, metavar='FILE',
                        help='odometry for scale and against jumps: a TUM file, or a bag such as the input')  # fmt: skip
-    group.add_argument('--camera-height', type=float, metavar='METRES',
-                       help='height of the camera above the ground that it sees: scale without odometry')  # fmt: skip
     group.add_argument('--live', nargs='?', const=WINDOW, metavar='FILE.rrd',
                        help='show camera and map as they grow (rerun), or record them to FILE.rrd')  # fmt: skip
     add_config_arguments(parser, MappingConfig, 'mapping')
@@ -75,8 +73,6 @@ def run(args: argparse.Namespace) -> int:
         check_target(args.save_map, overwrite=args.overwrite, marker=STATE_FILE)
         check_writable(args.save_map)
     odometry = None if args.odometry is None else odometry_of(args.odometry)
-    if args.camera_height is not None and not 0.0 < args.camera_height < 100.0:
-        raise ConfigError(f'--camera-height must be between 0 and 100 m, not {args.camera_height:g}')
     if args.live is not None:
         check_viewer(args.live)
     began = time.perf_counter()
@@ -116,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
         _explain_failure(pipeline)
     reconstruction = pipeline.reconstruction(largest=True)
     scale = None if odometry is None else estimate_scale(reconstruction.trajectory(), odometry)
-    if args.camera_height is not None and not (scale is not None and scale.known):
-        scale = scale_from_height(reconstruction, args.camera_height)
+    if mapping.camera_height > 0.0 and not (scale is not None and scale.known):
+        scale = scale_from_height(reconstruction, mapping.camera_height)
     if scale is not None and scale.known:
         reconstruction = scaled(reconstruction, scale.scale)
     elif scale is not None:

@@ -115,6 +115,14 @@ class MappingConfig(Config):
         minimum=1,
         maximum=50,
     )
+    camera_height: float = setting(
+        0.0,
+        'Height of the camera above the ground, which gives metres and holds the unit where no odometry does; the '
+        'camera looks ahead, tilted by no more than 25 degrees, and sees the ground; 0 where it is not known.',
+        unit='m',
+        minimum=0.0,
+        maximum=100.0,
+    )
     lost_after: int = setting(5, 'Frames in a row without a pose after which the state is lost.', minimum=1)
     young_frames: int = setting(
         10, 'A map that gets lost before so many frames were posed is given up and started again.', minimum=0

@@ -164,6 +164,7 @@ class Growth:
             before = keyframe.camera_from_world
             moved, _ = refine_window(submap.map, self._config, neighbours, expected=expected, straighten=straighten)
             self._carry(submap, se3.inverse(keyframe.camera_from_world) @ before)
+        self._hold.see_ground(submap)
         self.now_keyframe(keyframe, result)
         submap.baseline = self._first_seen(submap, keyframe)
         submap.archive.retire(submap.map)

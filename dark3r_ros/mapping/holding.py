@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Odometry holds the unit of a map while it grows.
+"""Odometry, or the height of the camera above the ground, holds the unit of a map while it grows.
 
 Vision alone lets the unit of a map creep, in the dark always to the same side. The lengths of steps by odometry do
 not. How far each step between keyframes is off is smoothed along the way, steps in which wheels slipped are left out,
 and the keyframes are moved by what remains. Directions and turns stay those of vision, and nothing moves that the
-window adjustment would not move.
+window adjustment would not move. Where no odometry tells the length of a step, the height of a camera does that sees
+the ground: what is known of the unit at a keyframe makes metres of the step that led there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.closing import kept_closed
+from dark3r_ros.mapping.ground import height_above_ground
 from dark3r_ros.mapping.odometry_track import OdometryTrack
 from dark3r_ros.mapping.robust import TUKEY, robust_line, shortest_half, tukey_weights
 from dark3r_ros.mapping.similarity import Similarity
@@ -34,6 +36,8 @@ _UNIT_STEPS = 20  # newest steps that it is found from: more of them creep apart
 _STEP = (0.02, 0.008)  # deviation of a step: share of its length, metres
 # Steps that agree, how well, and on how much, where the unit has leapt: more than most wheels slip, and for longer.
 _LEAP, _LEAP_WIDTH, _LEAP_LEAST = 8, 0.1, 0.4
+_GROUND = 0.08  # deviation of a step by the height above the ground: 3 %, but neighbours see the same ground
+_GROUND_KEYFRAMES = 8  # newest ones whose landmarks show it
 _CREEP = 0.01  # deviation of the change of the unit from one step to the next
 _FIRST_CREEP, _ANY = 0.03, 3.0  # of the first step: after those that were held, and where nothing was
 _NEAR = 8  # steps on either side that show a slip
@@ -49,12 +53,12 @@ class ScaleHold:
 
     Parameters
     ----------
-    track: the odometry of the robot.
+    track: the odometry of the robot. camera_height: in metres above the ground, 0 where that is not known.
 
     """
 
-    def __init__(self, track: OdometryTrack) -> None:
-        self._track = track
+    def __init__(self, track: OdometryTrack, camera_height: float = 0.0) -> None:
+        self._track, self._camera_height = track, camera_height
 
     def remember(self, submap: Submap) -> None:
         """Let the newest keyframes know where the wheels were: it may come late, and is forgotten by the track in time.
@@ -62,6 +66,21 @@ class ScaleHold:
         To be called for every keyframe, also where the map is held by something else.
         """
         self._look_up(submap.map.keyframes[-_HISTORY:])
+
+    def see_ground(self, submap: Submap) -> None:
+        """Let the newest keyframe know how far it lies from the one before, if the ground below it is seen."""
+        keyframes = submap.map.keyframes[-_GROUND_KEYFRAMES:]
+        if self._camera_height == 0.0 or len(keyframes) < 2:
+            return
+        before, newest = keyframes[-2:]
+        seen = np.unique(np.concatenate([keyframe.table.landmark for keyframe in keyframes]))
+        seen = seen[seen >= 0]
+        points = submap.map.landmarks.points[seen[~submap.map.landmarks.provisional[seen]]]
+        local = se3.transform_points(newest.camera_from_world, points)
+        height = height_above_ground(local, self._track.body_from_camera[2, :3])
+        if height is not None:
+            way = float(np.linalg.norm(newest.centre - before.centre)) * self._camera_height / height
+            newest.way = before.keyframe_id, way
 
     def _look_up(self, keyframes: Sequence[Keyframe]) -> None:
         for keyframe in keyframes:
@@ -151,10 +170,11 @@ class ScaleHold:
 
     def _compare(self, chain: Sequence[Keyframe]) -> tuple[Array, Array]:
         """Logarithms (N - 1,) of metres per unit of every step and their deviations, infinite where nothing is said."""
-        off, sigma = np.zeros(len(chain) - 1), np.full(len(chain) - 1, np.inf)
+        off, sigma = _by_ground(chain)
         steps, metric = self._metric_steps(chain)
         if not steps:
             return off, sigma
+        sigma[steps] = np.inf  # wheels know better, also where they say nothing
         visual = _relative(np.stack([keyframe.world_from_camera for keyframe in chain]))[steps]
         ways, lengths = (np.linalg.norm(motion[:, :3, 3], axis=1) for motion in (metric, visual))
         # Only the angle of a turn: its axis depends on the mounting of the camera, which may be known roughly.
@@ -178,6 +198,17 @@ class ScaleHold:
             return [], np.zeros((0, 4, 4))
         bodies = np.stack([np.eye(4) if one is None else one[0] for one in known])
         return steps, _relative(bodies @ self._track.body_from_camera)[steps]
+
+
+def _by_ground(chain: Sequence[Keyframe]) -> tuple[Array, Array]:
+    """`ScaleHold._compare` by the height above the ground alone."""
+    off, sigma = np.zeros(len(chain) - 1), np.full(len(chain) - 1, np.inf)
+    for number, (before, after) in enumerate(itertools.pairwise(chain)):
+        length = float(np.linalg.norm(after.centre - before.centre))
+        if after.way is None or after.way[0] != before.keyframe_id or after.way[1] <= _SHORTEST or length == 0.0:
+            continue
+        off[number], sigma[number] = math.log(after.way[1] / length), _GROUND
+    return off, sigma
 
 
 def smoothed(off: Array, sigma: Array, start: Array, first: float) -> Array:

@@ -60,14 +60,6 @@ class MetricConfig(Config):
     max_speed: float = setting(
         20.0, 'Odometry that jumps faster has started anew.', unit='m/s', minimum=0.1, maximum=1000.0
     )
-    camera_height: float = setting(
-        0.0,
-        'Height of the camera above the ground, from which the scale follows where there is no odometry; the camera '
-        'looks ahead and sees the ground; 0 where it is not known.',
-        unit='m',
-        minimum=0.0,
-        maximum=100.0,
-    )
 
 
 @dataclass(frozen=True)

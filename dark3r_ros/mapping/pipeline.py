@@ -65,7 +65,8 @@ class MappingPipeline:
         self._config, self._predictor, self._noise, self._offline = config, predictor, noise, offline
         self._memory = MemoryKeeper(config)
         self._odometry = odometry = odometry_track()
-        self._judge, self._bridges, self._hold = MotionJudge(odometry), OdometryBridges(odometry), ScaleHold(odometry)
+        self._judge, self._bridges = MotionJudge(odometry), OdometryBridges(odometry)
+        self._hold = ScaleHold(odometry, config.camera_height)
         self.reset()
 
     def reset(self) -> None:

@@ -71,7 +71,8 @@ class Keyframe:
 
     Its features are in memory (`loaded`), on disk (`stored`) or in both, and nowhere once nobody will match it again.
     `parents` are the keyframes that it shared most with when it was made. `odometry` is the pose (4, 4) of the robot by
-    its wheels at that time, and the number of the unbroken piece that it lies in. `averaged` as of the view.
+    its wheels at that time, and the number of the unbroken piece that it lies in. `way` is how far it lies from another
+    keyframe, given by its id, in metres by the height of the camera above the ground. `averaged` as of the view.
     """
 
     keyframe_id: int
@@ -85,6 +86,7 @@ class Keyframe:
     stored: StoredFeatures | None = None
     parents: tuple[int, ...] = ()
     odometry: tuple[Array, int] | None = None
+    way: tuple[int, float] | None = None
     averaged: int = 1
 
     @property

@@ -17,6 +17,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from dark3r_ros.errors import ConfigError, Dark3rError
 from dark3r_ros.mapping.advice import AdviceConfig, Advisor
+from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.metric import MetricConfig
 from dark3r_ros.nodes import map_files, parameters, runtime
 from dark3r_ros.nodes.build import build_noise, build_pipeline
@@ -79,9 +80,9 @@ class MappingNode(LifecycleNode):
         self._services_held = Services(self)
 
     def _prepare_results(self) -> None:
-        self.scale = ScaleKeeper(
-            self.config, parameters.read(self, 'metric', MetricConfig), self.buffer, self.frame, self._complain
-        )
+        metric = parameters.read(self, 'metric', MetricConfig)
+        height = parameters.read(self, 'mapping', MappingConfig).camera_height
+        self.scale = ScaleKeeper(self.config, metric, self.buffer, self.frame, self._complain, height)
         self.scale.also = getattr(self.pipeline, 'add_odometry', None)
         self.scale.mounted = getattr(self.pipeline, 'mount', None)
         self.results = Results(self, Advisor(parameters.read(self, 'advice', AdviceConfig)))

@@ -44,8 +44,8 @@ metres. Once it is known, and again when it turns out to be wrong by more than `
 and transform change to it together; clouds of single keyframes that were sent before stay in the old unit.
 `scale_deviation` comes from the scatter of the odometry against vision: a wrong wheel diameter does not show in it.
 While the map grows the odometry also holds its unit, which vision alone lets creep; turns and directions stay those of
-vision. Where no odometry tells the scale, `metric.camera_height` does: the height in metres of the camera above a ground
-that it sees while it looks ahead, tilted by no more than 25 degrees. It does not hold the unit; the scale follows it.
+vision. Where no odometry tells the scale, `mapping.camera_height` does, and holds the unit: the height in metres of the
+camera above a ground that it sees while it looks ahead, tilted by no more than 25 degrees.
 
 Jumps: a pose that the odometry speaks against is not published but counts as lost, since places of a tunnel look alike;
 after 30 such poses in a row the odometry is taken to be wrong. Without odometry a jump is doubted while the camera is

@@ -38,11 +38,12 @@ class ScaleKeeper:
         buffer: TransformBuffer,
         frame: MapFrame,
         say: Callable[[str], None],
+        camera_height: float = 0.0,
     ) -> None:
         self._config, self._metric_config = config, metric
         self._buffer, self._frame, self._say = buffer, frame, say
         self._estimator = MetricScale(metric, se3.BODY_FROM_OPTICAL)
-        self._ground = GroundScale(metric.camera_height) if metric.camera_height > 0.0 else None
+        self._ground = GroundScale(camera_height) if camera_height > 0.0 else None
         self._body = ''
         self._camera_frame = ''
         self._from_topic = False
@@ -114,8 +115,11 @@ class ScaleKeeper:
         ground = self._ground
         if ground is None:
             return
-        if self._frame.base_from_camera is not None:
-            ground.up = self._frame.base_from_camera[2, :3]
+        mounting = self._frame.base_from_camera
+        if mounting is not None:
+            ground.up = mounting[2, :3]
+            if not self._body and self.mounted is not None:  # no odometry says how its body carries the camera
+                self.mounted(mounting)
         for event in events:
             if isinstance(event, KeyframeAdded) and event.submap == 0:
                 ground.add(event.world_from_camera, event.cloud.points)

@@ -268,8 +268,3 @@ def test_odometry_of_another_unit_scales_the_result(bag, tmp_path, capsys):
     assert main([*command, *FAST]) == 0
     assert 'the scale stays arbitrary' in capsys.readouterr().err
     assert not json.loads((folder / 'report.json').read_text())['scale']['known']
-
-
-def test_the_height_of_the_camera_is_checked(bag, tmp_path, capsys):
-    assert main(['map', str(bag), '-o', str(tmp_path / 'x'), '--camera-height', '-1']) == 2
-    assert '--camera-height must be between 0 and 100 m' in error_line(capsys)

@@ -105,6 +105,58 @@ def test_wheels_that_spin_for_long_do_not_stretch_the_map():
     assert abs(math.log(units(held)[-1] * held.metres)) < 0.01
 
 
+CAMERA_HEIGHT = 0.8
+
+
+def above_ground(poses, hidden=range(0), window=12, creep=CREEP):
+    """As `crept`, without odometry: each keyframe sees the floor below it, but for some, and is held by its height."""
+    submap, holder = Submap.empty(0, CONFIG, iter(range(10**6))), ScaleHold(odometry_track(), CAMERA_HEIGHT)
+    keyframes, rng = submap.map.keyframes, np.random.default_rng(7)
+    for number, pose in enumerate(poses):
+        unit = 1.0
+        if number:
+            unit = (1.0 if number == 1 else units(submap)[-1]) * (1.0 - creep)
+            step = se3.inverse(poses[number - 1]) @ pose
+            step[:3, 3] *= unit
+            pose = keyframes[-1].world_from_camera @ step
+        keyframe = Keyframe(number, stamp(number), 'camera', CAMERA, se3.inverse(pose), 0.0, None)
+        count = 0 if number in hidden else 80
+        floor = np.column_stack(
+            [rng.uniform(-1.4, 1.4, count), np.full(count, CAMERA_HEIGHT), rng.uniform(1.5, 6.0, count)]
+        )
+        walls = np.column_stack([rng.choice([-1.5, 1.5], 60), rng.uniform(-1.5, 0.0, 60), rng.uniform(1.0, 6.0, 60)])
+        points = np.concatenate([floor, walls]) * (1.0 + 0.03 * rng.normal(size=(count + 60, 1)))
+        rows = keyframe.table.lookup(rng.uniform(0.0, 100.0, (count + 60, 2)), np.arange(count + 60))
+        world = se3.transform_points(pose, unit * points)
+        keyframe.table.landmark[rows] = submap.map.landmarks.add(world, np.zeros((len(world), 3), np.uint8))
+        keyframes.append(keyframe)
+        holder.straighten(submap, keyframes[-window:])
+        holder.see_ground(submap)
+    return submap
+
+
+def test_the_height_of_the_camera_holds_the_unit_where_there_is_no_odometry():
+    poses = bend()
+    alone, held = crept(poses, odometry_track()), above_ground(poses)
+    assert error(alone, poses) > 0.015
+    assert error(held, poses) < 0.004
+    assert np.abs(np.log(units(held)[20:] * held.metres)).max() < 0.06
+    hidden = above_ground(poses, hidden=range(60, 80))
+    assert abs(math.log(units(hidden)[-1] * hidden.metres)) < 0.06
+    assert all(keyframe.way is None for keyframe in hidden.map.keyframes[68:80])
+    nowhere = above_ground(bend(30), hidden=range(30))
+    assert math.isnan(nowhere.metres)
+
+
+def test_odometry_is_asked_before_the_height():
+    poses = bend(60)
+    submap = crept(poses, wheels(poses))
+    for before, after in pairwise(submap.map.keyframes):
+        after.way = before.keyframe_id, 2.0 * STEP
+    steps, _ = ScaleHold(odometry_track(), CAMERA_HEIGHT)._compare(submap.map.keyframes)
+    assert np.abs(np.exp(steps) * units(submap) - 1.0).max() < 1e-6
+
+
 def leapt(poses, track, at, factor, window=12):
     """A map held by odometry whose unit changes by a factor at one keyframe; leaps are put right, and counted."""
     submap, holder = Submap.empty(0, CONFIG, iter(range(10**6))), ScaleHold(track)

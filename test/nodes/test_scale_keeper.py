@@ -89,8 +89,8 @@ def floor_seen(number: int, metres_per_unit: float, submap: int = 0) -> events.K
 def test_without_odometry_the_height_of_the_camera_gives_the_scale(use_odometry):
     frame = MapFrame()
     frame.mount(se3.BODY_FROM_OPTICAL)
-    config, metric = NodeConfig(use_odometry=use_odometry), MetricConfig(camera_height=0.8)
-    keeper = ScaleKeeper(config, metric, TransformBuffer(), frame, lambda text: None)
+    config = NodeConfig(use_odometry=use_odometry)
+    keeper = ScaleKeeper(config, MetricConfig(), TransformBuffer(), frame, lambda text: None, 0.8)
     keeper.take([floor_seen(number, 9.0, submap=1) for number in range(30)])
     assert keeper.awaited and keeper.update() == '' and 'ground' in keeper.estimate.reason
     for number in range(30):
@@ -102,9 +102,7 @@ def test_without_odometry_the_height_of_the_camera_gives_the_scale(use_odometry)
 
 
 def test_odometry_is_believed_rather_than_the_height(keeper):
-    made = ScaleKeeper(
-        NodeConfig(), MetricConfig(camera_height=0.8), TransformBuffer(), keeper.frame, lambda text: None
-    )
+    made = ScaleKeeper(NodeConfig(), MetricConfig(), TransformBuffer(), keeper.frame, lambda text: None, 0.8)
     drive(made, 0, 30)
     made.take([floor_seen(number, 2.5) for number in range(30)])
     made.update()
