@@ -224,8 +224,8 @@ class Outputs:
             return convert.transform_to_message(item.map_from_base, item.stamp_ns, config.map_frame, config.base_frame)
         if self.scale_awaited:
             self._say(
-                f'no {config.map_frame} -> {config.odom_frame} until the scale is known from the odometry; '
-                'use_odometry false publishes it in arbitrary units'
+                f'no {config.map_frame} -> {config.odom_frame} until the scale is known, by odometry or the height of '
+                'the camera; with use_odometry false and no height it is published in arbitrary units'
             )
             return False
         try:
