@@ -42,6 +42,7 @@ class WindowSearch(NamedTuple):
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def window_search(radius: int, factor: float, device: torch.device) -> WindowSearch:
     """How windows of a radius are searched on a device."""
     across, down = square(radius, device)

@@ -125,8 +125,9 @@ class PatchSides(NamedTuple):
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)
 def patch_sides(device: torch.device, dtype: torch.dtype) -> PatchSides:
-    """Patches that are compared."""
+    """Patches that are compared; they serve training as well, whoever asks for them first."""
     x, y = square(PATCH, device)
     weights = torch.exp(-(x.square() + y.square()).to(dtype) / (2 * PATCH_SPREAD**2))
     return PatchSides(*square(PATCH, device, PATCH_STEP), (weights / weights.sum())[:, None])

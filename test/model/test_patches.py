@@ -71,3 +71,12 @@ def test_no_places_are_no_similarities(tables):
     a, b = (FineMaps(table, HEIGHT, WIDTH) for table in tables)
     with torch.inference_mode():
         assert patch_similarity(a, HOME[:0], b, CENTRE[:0], IMAGE[:0], RADIUS).shape == (0, (2 * RADIUS + 1) ** 2)
+
+
+def test_patches_that_inference_asked_for_serve_training():
+    patches.patch_sides.cache_clear()
+    with torch.inference_mode():
+        sides = patches.patch_sides(torch.device('cpu'), torch.float32)
+    scale = torch.ones((), requires_grad=True)
+    (scale * sides.weights).sum().backward()
+    assert scale.grad.item() == pytest.approx(1.0)
