@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -111,6 +112,8 @@ class PipelineStatus:
         that closed a loop or joined a submap. loops_refused: how many were refused, by reason.
     averaged: frames that the newest picture is the average of, 0 for one that was refused; more than 1 while the camera
         stands still. `snr_db` and `samples_per_value` are those of the average.
+    reprojection: median distance of the inliers of the newest pose from where they should be seen, in pixels of the
+        planes. found_again: share of the landmarks looked for that agree with it. Both NaN where there is none.
     spilled: keyframes whose features went to disk. memory_problem: what keeps the map from its memory bound, or empty.
 
     """
@@ -135,3 +138,5 @@ class PipelineStatus:
     spilled: int = 0
     memory_problem: str = ''
     averaged: int = 0
+    reprojection: float = math.nan
+    found_again: float = math.nan

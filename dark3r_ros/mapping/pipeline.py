@@ -83,6 +83,7 @@ class MappingPipeline:
         self._message = 'waiting for the first frame with calibration'
         self._camera: Camera | None = None
         self._newest: tuple[int, int] = (0, 0)  # inliers, matches of the newest frame
+        self._quality = (math.nan, math.nan)  # reprojection error in pixels, share found again
         self._newest_posed_ns = -(2**63)
 
     def _clear_map(self) -> None:
@@ -245,6 +246,7 @@ class MappingPipeline:
             self._memory.spilled,
             self._memory.problem,
             0 if self._prepared is None else self._prepared.averaged,
+            *self._quality,
         )
 
     def save_state(self, folder: Path | str, *, overwrite: bool = False) -> None:
@@ -282,7 +284,7 @@ class MappingPipeline:
         started = bool(self._atlas.active.map.keyframes)
         if refusal.waiting and not started:
             return events + self._enter(frame.stamp_ns, MappingState.WAITING_FOR_CALIBRATION, str(refusal))
-        self._newest = (0, 0)
+        self._newest, self._quality = (0, 0), (math.nan, math.nan)
         if not started:
             return events + self._enter(frame.stamp_ns, MappingState.INITIALISING, str(refusal))
         if refusal.counts_as_loss:
@@ -342,7 +344,9 @@ class MappingPipeline:
                 result = self._followed(view)
         self._newest = (result.inliers, result.matches)
         if result.camera_from_world is None:
+            self._quality = (math.nan, math.nan)
             return events + self._unposed(view, result)
+        self._quality = (result.reprojection, result.overlap)
         submap, found_again = self._atlas.active, self._state == MappingState.LOST
         if recovering:
             submap.motion = None

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.geometry.two_view import reprojection_errors
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
 from dark3r_ros.model.predictor import Locator, Predictor
@@ -40,6 +41,7 @@ class TrackResult:
     overlap: share of the reference keyframe's landmarks that was found again, of those looked for.
     flow: median motion of the inliers in the picture, as a share of its width.
     reason: why there is no pose.
+    reprojection: median distance of the inliers from where they should be seen, in pixels.
 
     """
 
@@ -51,6 +53,7 @@ class TrackResult:
     overlap: float
     flow: float
     reason: str = ''
+    reprojection: float = math.nan
 
 
 def started_track(camera_from_world: Array, covariance: Array, inliers: int, matches: int) -> TrackResult:
@@ -244,6 +247,7 @@ def track(
     reference_count = max(len(rows[0]), 1)
     shift = np.linalg.norm(links.pixels[own] - links.reference_pixels[own], axis=1)
     flow = float(np.median(shift)) / view.camera.width if own.any() else 1.0
+    errors = reprojection_errors(found.camera_from_world, points[found.inliers], observed[found.inliers])
     return TrackResult(
         found.camera_from_world,
         found.covariance,
@@ -252,6 +256,7 @@ def track(
         tried,
         float(own.sum()) / reference_count,
         flow,
+        reprojection=float(np.median(errors)) * view.focal,
     )
 
 

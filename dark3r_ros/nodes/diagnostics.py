@@ -56,6 +56,8 @@ def diagnostics(
         'raw pixels per value': str(status.samples_per_value),
         'frames averaged at rest': str(averaged),
         'inliers': f'{status.inliers} of {status.matches}',
+        'reprojection error [px]': f'{status.reprojection:.2f}',
+        'landmarks found again [%]': f'{100.0 * status.found_again:.0f}',
         'latency [ms]': f'{1e3 * status.latency:.0f}',
         'latency, 95th percentile [ms]': f'{1e3 * status.latency_p95:.0f}',
         'frames received': str(status.frames_received),

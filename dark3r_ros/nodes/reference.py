@@ -60,6 +60,11 @@ nearest to each other, by odometry where there is one, else in time: images of a
 a new keyframe needs last. They are counted in `frames_dropped`; gaps between stamps are counted in `frames_missing`,
 since those frames never reached the node.
 
+Quality without a truth: `reprojection` of ~/status is how far, in pixels of the planes, what agrees with the newest
+pose lies from where the map has it (median), `found_again` the share of the landmarks that was found, there and back,
+and agrees; `inliers` of `matches`, the covariance of ~/odometry and `scale_deviation` say the rest. A pose that slowly
+gets worse shows first in `found_again`.
+
 At rest: below `mapping.rest_snr` up to `mapping.rest_frames` frames are averaged while pictures and odometry show that
 the camera stands still; `snr_db`, `samples_per_value` and `message` of ~/status are then those of the average, and
 /diagnostics counts its frames. Whatever moves, or changes exposure, gain, size or light, begins anew with one frame.

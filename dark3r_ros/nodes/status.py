@@ -63,6 +63,8 @@ class Health:
             samples_per_value=int(pipeline.samples_per_value),
             inliers=int(pipeline.inliers),
             matches=int(pipeline.matches),
+            reprojection=float(pipeline.reprojection),
+            found_again=float(pipeline.found_again),
             latency=self.latency.newest,
             latency_p95=self.latency.p95,
             frames_received=self.received,

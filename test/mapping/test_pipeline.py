@@ -77,7 +77,10 @@ def test_drive_is_mapped_with_every_frame_posed(indexed):
     ate, turn = drive.score()
     assert ate < 0.01
     assert turn < 1.0
-    assert drive.pipeline.status().state == MappingState.TRACKING
+    status = drive.pipeline.status()
+    assert status.state == MappingState.TRACKING
+    assert 0.0 < status.reprojection < 1.0
+    assert 0.3 < status.found_again <= 1.0
     drive.pipeline.flush()
     refined, _ = drive.score()
     assert refined < 0.006
@@ -290,6 +293,8 @@ def test_a_picture_without_content_is_named_and_survived(value, word):
     assert len(drive.unposed()) == 6
     assert drive.pipeline.status().state == MappingState.LOST
     assert math.isnan(drive.pipeline.status().snr_db)
+    assert math.isnan(drive.pipeline.status().reprojection)
+    assert math.isnan(drive.pipeline.status().found_again)
     assert all(math.isnan(record.snr_db) for record in drive.pipeline.reconstruction().frames[40:])
     drive.drive(46, 52)
     assert drive.posed()
