@@ -18,6 +18,7 @@ import torch
 
 P = ParamSpec('P')
 R = TypeVar('R')
+F = TypeVar('F', bound=Callable[..., object])
 
 _MEETINGS, _RECORDS = 2, 4  # times that a shape is met before it is recorded, and shapes that are
 _compiling = threading.Lock()
@@ -38,11 +39,11 @@ class Compiled(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function."""
         first = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]  # type: ignore[index]
-        if torch.is_grad_enabled() or first.device.type != 'cpu':
+        if _interpreted(first):
             return self._function(*args, **kwargs)
         if self._compiled is None:
             with _compiling:
-                self._compiled = self._compiled or _script(self._function)
+                self._compiled = self._compiled or _made(self._function, lambda: torch.jit.script(self._function))
         return self._compiled(*args, **kwargs)
 
 
@@ -60,7 +61,7 @@ class Traced:
 
     def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Call the function."""
-        if torch.is_grad_enabled() or image.device.type != 'cpu':
+        if _interpreted(image):
             return self._function(image)
         recorded = self._recorded.get(image.shape)
         if recorded is not None:
@@ -68,25 +69,22 @@ class Traced:
         with _compiling:
             self._met[image.shape] += 1
             if self._met[image.shape] > _MEETINGS and len(self._recorded) < _RECORDS:
-                self._recorded[image.shape] = _record(self._function, image)
+                self._recorded[image.shape] = _made(
+                    self._function, lambda: torch.jit.trace(self._function, image, check_trace=False)
+                )
         return self._function(image)
 
 
-def _record(function: Callable[..., R], image: torch.Tensor) -> Callable[..., R]:
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        try:
-            found: Callable[..., R] = torch.jit.trace(function, image, check_trace=False)
-        except (AttributeError, RuntimeError, TypeError):
-            return function
-    return found
+def _interpreted(tensor: torch.Tensor) -> bool:
+    """Whether a function of a tensor is called as it is."""
+    return torch.is_grad_enabled() or tensor.device.type != 'cpu'
 
 
-def _script(function: Callable[P, R]) -> Callable[P, R]:
+def _made(function: F, make: Callable[[], F]) -> F:
+    """What TorchScript makes of a function, or the function itself where this torch cannot."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # TorchScript is to go one day
         try:
-            found: Callable[P, R] = torch.jit.script(function)
+            return make()
         except (AttributeError, RuntimeError, TypeError):
             return function
-    return found

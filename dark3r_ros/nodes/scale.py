@@ -95,38 +95,36 @@ class ScaleKeeper:
 
     def take(self, events: Sequence[Event]) -> None:
         """Take what the pipeline said about one frame."""
-        self._look_at_ground(events)
-        if not self._config.use_odometry:
+        by_odometry, ground = self._config.use_odometry, self._ground
+        if not by_odometry and ground is None:
             return
-        self._poll_transforms()
+        if ground is not None:
+            self._orient(ground)
+        if by_odometry:
+            self._poll_transforms()
         for event in events:
-            if isinstance(event, FramePosed) and event.submap == 0 and not event.late:
+            if by_odometry and isinstance(event, FramePosed) and event.submap == 0 and not event.late:
                 if not self._camera_frame:
                     self._camera_frame = self._config.camera_frame or event.frame_id
                     if not self._from_topic:
                         self._mount(self._config.base_frame)
                 self._estimator.add_pose(event.stamp_ns, event.world_from_camera)
+            elif ground is not None and isinstance(event, KeyframeAdded) and event.submap == 0:
+                ground.add(event.world_from_camera, event.cloud.points)
             elif isinstance(event, MapDiscarded):
                 self.reset()
             elif isinstance(event, StateChanged) and event.new in (MappingState.LOST, MappingState.RELOCALISING):
                 self._estimator.interrupt()
+                if ground is not None:
+                    ground.interrupt()
 
-    def _look_at_ground(self, events: Sequence[Event]) -> None:
-        ground = self._ground
-        if ground is None:
-            return
+    def _orient(self, ground: GroundScale) -> None:
+        """Tell where up is in the camera, once its mounting is known."""
         mounting = self._frame.base_from_camera
         if mounting is not None:
             ground.up = mounting[2, :3]
             if not self._body and self.mounted is not None:  # no odometry says how its body carries the camera
                 self.mounted(mounting)
-        for event in events:
-            if isinstance(event, KeyframeAdded) and event.submap == 0:
-                ground.add(event.world_from_camera, event.cloud.points)
-            elif isinstance(event, MapDiscarded):
-                self.reset()
-            elif isinstance(event, StateChanged) and event.new in (MappingState.LOST, MappingState.RELOCALISING):
-                ground.interrupt()
 
     def _poll_transforms(self) -> None:
         """Take the newest odom -> base where nobody publishes odometry messages."""
