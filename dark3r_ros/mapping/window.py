@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.provisional import expected_distances
-from dark3r_ros.mapping.settling import Sightings, settled
+from dark3r_ros.mapping.settling import settled
 from dark3r_ros.mapping.sparse_map import Keyframe, ObservationSet, SparseMap
 from dark3r_ros.sfm.bundle import BundleResult, adjust
+from dark3r_ros.sfm.compact import adjust_small, is_small
 from dark3r_ros.sfm.equations import BundleProblem
 from dark3r_ros.sfm.priors import PlacePrior
 
@@ -96,16 +97,35 @@ def _best_seen(sparse_map: SparseMap, keyframes: Sequence[Keyframe], budget: int
     return chosen
 
 
-def _shared(seen: ObservationSet, only: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Index, Index]:
-    """Which observations (K,) count, and of those the landmark rows (P,) and the place of each among them.
+def _problem(
+    sparse_map: SparseMap,
+    keyframes: Sequence[Keyframe],
+    seen: ObservationSet,
+    free: Sequence[bool],
+    config: MappingConfig,
+    only: NDArray[np.bool_],
+    places: PlacePrior | None = None,
+) -> tuple[BundleProblem, Index]:
+    """What keyframes see of the landmarks of a mask over landmark rows, and which rows (P,) these are.
 
-    Only landmarks of the mask over landmark rows count, and of those only the ones that two of the keyframes see:
-    another one says nothing about their poses.
+    Only landmarks that two of the keyframes see count: another one says nothing about their poses.
     """
     counts = np.bincount(seen.landmark, minlength=1)
     counting = (counts[seen.landmark] >= 2) & only[seen.landmark]
     landmarks, place = np.unique(seen.landmark[counting], return_inverse=True)
-    return counting, landmarks, place.astype(np.int64)
+    problem = BundleProblem(
+        np.stack([keyframe.camera_from_world for keyframe in keyframes]),
+        np.array(free, dtype=bool),
+        sparse_map.landmarks.points[landmarks],
+        seen.keyframe[counting],
+        place.astype(np.int64),
+        seen.normalised[counting],
+        keyframes[-1].focal,
+        robust_width=0.5 * config.max_error,
+        prior=expected_distances(sparse_map, keyframes, seen, landmarks),
+        places=places,
+    )
+    return problem, landmarks
 
 
 def _adjust(
@@ -120,22 +140,11 @@ def _adjust(
     with_covariance: bool = False,
 ) -> BundleResult | None:
     """Adjust poses that are free, and landmarks of a mask; None where too few are shared."""
-    counting, landmarks, place = _shared(seen, only)
+    problem, landmarks = _problem(sparse_map, keyframes, seen, free, config, only, places)
     if len(landmarks) < 6 or len(keyframes) < 2:
         return None
-    problem = BundleProblem(
-        np.stack([keyframe.camera_from_world for keyframe in keyframes]),
-        np.array(free, dtype=bool),
-        sparse_map.landmarks.points[landmarks],
-        seen.keyframe[counting],
-        place,
-        seen.normalised[counting],
-        keyframes[-1].focal,
-        robust_width=0.5 * config.max_error,
-        prior=expected_distances(sparse_map, keyframes, seen, landmarks),
-        places=places,
-    )
-    result = adjust(problem, iterations, with_covariance=with_covariance)
+    solve = adjust_small if is_small(problem) else adjust
+    result = solve(problem, iterations, with_covariance=with_covariance)
     for keyframe, pose, moves in zip(keyframes, result.cameras_from_world, free, strict=True):
         if moves:
             keyframe.camera_from_world = pose
@@ -152,16 +161,6 @@ def _settle(
     only: NDArray[np.bool_],
 ) -> None:
     """Move landmarks of a mask where the keyframes see them."""
-    counting, landmarks, place = _shared(seen, only)
-    if len(landmarks) == 0:
-        return
-    sightings = Sightings(
-        np.stack([keyframe.camera_from_world for keyframe in keyframes]),
-        seen.keyframe[counting],
-        place,
-        seen.normalised[counting],
-        keyframes[-1].focal,
-        0.5 * config.max_error,
-        expected_distances(sparse_map, keyframes, seen, landmarks),
-    )
-    sparse_map.landmarks.move(landmarks, settled(sparse_map.landmarks.points[landmarks], sightings, iterations))
+    problem, landmarks = _problem(sparse_map, keyframes, seen, [False] * len(keyframes), config, only)
+    if len(landmarks):
+        sparse_map.landmarks.move(landmarks, settled(problem, iterations))

@@ -75,12 +75,13 @@ def adjust(
         schur = None
     covariance = None
     if with_covariance:
-        covariance = _scaled_covariance(problem, residuals)
+        covariance = scaled_covariance(problem, residuals)
     poses = se3.normalised(problem.cameras_from_world)
     return BundleResult(poses, problem.points, residuals, before, cost, iterations, covariance)
 
 
-def _scaled_covariance(problem: BundleProblem, residuals: Array) -> Array:
+def scaled_covariance(problem: BundleProblem, residuals: Array) -> Array:
+    """Covariances (F, 6, 6) of left twists where a problem ended, by the variance of its residuals (K,)."""
     finite = np.minimum(residuals[np.isfinite(residuals)], 3.0 * problem.robust_width)
     free = 2 * len(finite) - 3 * len(problem.points) - 6 * int(problem.pose_free.sum())
     variance = float((finite**2).sum()) / max(free, 1)
