@@ -29,6 +29,7 @@ from dark3r_ros.storage.ros_messages import CAMERA_INFO, IMAGE, ODOMETRY, TF, de
 from dark3r_ros.storage.source import open_source
 
 STATUS_TOPIC = 'dark3r_mapping/status'
+_POLL_SECONDS, _LONGEST_SLEEP = 0.005, 0.1
 _JUMP_NS = 1_000_000_000  # stamps that go back by more begin anew, as where a bag holds two recordings
 
 
@@ -240,7 +241,7 @@ class Replay(Node):
         self._done_at: float | None = None
         self.frames = 0
         self._failures = 0
-        self._timer = self.create_timer(0.005, self._step, clock=runtime.STEADY)
+        self._timer = self.create_timer(_POLL_SECONDS, self._step, clock=runtime.STEADY)
 
     def _warn(self, sentence: str) -> None:
         self.get_logger().warning(sentence)
@@ -253,6 +254,7 @@ class Replay(Node):
     # ------------------------------------------------------------------ playing
 
     def _step(self) -> None:
+        """Send what is due, and sleep until the next message is."""
         now = time.monotonic()
         if self._started is None:
             self._wait(now)
@@ -270,6 +272,18 @@ class Replay(Node):
         if self._next is None and self._done_at is None and not len(self._lockstep):
             self._done_at = now
             self.get_logger().info(f'{self.frames} frames played in {now - self._started:.1f} s')
+        self._sleep(now)
+
+    def _sleep(self, now: float) -> None:
+        """Wake when the next message is due, or soon where one is that waits for an answer to others."""
+        wait = _LONGEST_SLEEP if self._next is None else self._time_of(self._next[0]) - now
+        self._timer.timer_period_ns = int(1e9 * (min(wait, _LONGEST_SLEEP) if wait > 0 else _POLL_SECONDS))
+        self._timer.reset()
+
+    def _time_of(self, due_ns: int) -> float:
+        """When a message leaves, by the monotonic clock."""
+        assert self._started is not None
+        return self._started + (due_ns - self._first_ns) / 1e9 / self.config.rate
 
     def _wait(self, now: float) -> None:
         """Start once the images have a reader, and, in lockstep, its status reaches us."""
@@ -289,8 +303,7 @@ class Replay(Node):
             )
 
     def _due(self, due_ns: int, item: Item, now: float) -> bool:
-        assert self._started is not None
-        if now < self._started + (due_ns - self._first_ns) / 1e9 / self.config.rate:
+        if now < self._time_of(due_ns):
             return False
         full = self.config.lockstep and len(self._lockstep) >= self.config.lockstep
         return not (full and item.topic == 'image_raw')

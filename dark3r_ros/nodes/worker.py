@@ -312,7 +312,8 @@ class PipelineWorker:
             finally:
                 with self._condition:
                     self._busy = False
-            self._notify()
+            if self._results:
+                self._notify()
 
     def _run_ahead(self) -> None:
         """Prepare the next image while the other thread maps; only one waits for it."""
