@@ -170,6 +170,7 @@ class Growth:
         submap.archive.retire(submap.map)
         self._enforce()
         yield [keyframe_added(keyframe, submap), keyframes_moved(moved, submap)]
+        yield []  # that was worth two pieces
         events: list[Event] = []
         if self._config.loops:
             considered = self.gate.consider_in_steps(keyframe, submap, self._atlas.submaps)

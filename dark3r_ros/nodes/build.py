@@ -14,6 +14,7 @@ from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.events import Event
 from dark3r_ros.mapping.intake import Prepared
 from dark3r_ros.mapping.pipeline import MappingPipeline
+from dark3r_ros.mapping.rehearsal import rehearse
 from dark3r_ros.mapping.viewer import LiveViewer
 from dark3r_ros.matching.classical import ClassicalConfig
 from dark3r_ros.matching.learned import LearnedConfig
@@ -28,6 +29,8 @@ from dark3r_ros.types import Frame
 
 if TYPE_CHECKING:
     from dark3r_ros.nodes.mapping_node import MappingNode
+
+_rehearsed: set[int] = set()  # widths of planes that this process has mapped
 
 
 def build_noise(config: NodeConfig) -> NoiseModel | None:
@@ -56,8 +59,18 @@ def build_pipeline(node: MappingNode) -> Pipeline:
     # The small matcher works pair by pair, so that there is no batch to make smaller, and tracking looks inside it.
     if not isinstance(predictor, MiniPredictor):
         predictor = FrugalPredictor(predictor, node.warn)
-    pipeline = MappingPipeline(parameters.read(node, 'mapping', MappingConfig), predictor, noise)
+    config = parameters.read(node, 'mapping', MappingConfig)
+    if isinstance(predictor, MiniPredictor):
+        _rehearse_once(config, predictor)
+    pipeline = MappingPipeline(config, predictor, noise)
     return Shown(pipeline, LiveViewer(node.config.viewer, node.warn)) if node.config.viewer else pipeline
+
+
+def _rehearse_once(config: MappingConfig, predictor: MiniPredictor) -> None:
+    """Let a process compile what it compiles once before images wait for it."""
+    if config.network_width not in _rehearsed:
+        _rehearsed.add(config.network_width)
+        rehearse(config, predictor)
 
 
 class Shown:
