@@ -53,13 +53,14 @@ class _Truth:
         self.saturated.append(made.saturated)
 
     def summary(self) -> dict[str, Any]:
-        """Achieved SNR over the recording and per frame, and saturation."""
-        each = [power_ratio_db(*pair) for pair in self.powers]
-        total = np.sum(self.powers, axis=0)
+        """Achieved SNR over the recording and per frame, where there is light, and saturation."""
+        lit = [pair for pair in self.powers if pair[0] > 0.0] or self.powers
+        each = [power_ratio_db(*pair) for pair in lit]
+        total = np.sum(lit, axis=0)
         finite = [value if math.isfinite(value) else None for value in (min(each), float(np.median(each)), max(each))]
         whole = power_ratio_db(*total)
         return {
-            'frames': len(each),
+            'frames': len(self.powers),
             'snr_db': whole if math.isfinite(whole) else None,
             'snr_db_frames': dict(zip(('min', 'median', 'max'), finite, strict=True)),
             'saturated_share': float(np.mean(self.saturated)),

@@ -84,6 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--seed', type=int, default=default.seed, help='of scene, path and noise (default: 0)')
     group.add_argument('--blur', type=int, default=default.blur, metavar='N', help='sub-poses of motion blur')
     group.add_argument('--full', action='store_true', help='one ray per mosaic site instead of one per 2x2 quad')
+    group.add_argument('--dark-at', type=float, default=default.dark_at, metavar='S',
+                       help='when the light goes out (default: at once)')  # fmt: skip
+    group.add_argument('--dark-seconds', type=float, default=default.dark_seconds, metavar='S',
+                       help='how long it stays out (default: it does not go out)')  # fmt: skip
     group.add_argument('--auto-exposure', action='store_true', help='every frame gets the asked SNR')
     group.add_argument('--odometry', action='store_true', help='add noisy wheel odometry')
     group.add_argument('--no-depth', action='store_true', help='leave out the true depth')
@@ -100,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
         height=args.size[1],
         snr_db=SimulationConfig().snr_db if clean else args.snr,
         clean=clean,
+        dark_at=args.dark_at,
+        dark_seconds=args.dark_seconds,
         auto_exposure=args.auto_exposure,
         preset=args.preset,
         cfa=args.cfa,

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,47 +31,30 @@ from dark3r_ros.mapping.events import Event, FramePosed
 from dark3r_ros.mapping.metric import estimate_scale
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.matching.registry import make_predictor
-from dark3r_ros.simulation.frames import SimulatedFrame
 from dark3r_ros.simulation.sequence import SimulationConfig, simulate
 from dark3r_ros.storage.files import write_text
 from dark3r_ros.storage.result import jsonable, write_result
 from dark3r_ros.storage.trajectory import write_tum
-from dark3r_ros.types import Frame, Trajectory
+from dark3r_ros.types import Trajectory
 
 Array = NDArray[np.float64]
 
-_BLACK_NOISE = 3.0  # counts around the black level of a frame without light
 _HEAD = 0.1  # share of the drive that fixes place, turn and scale before the drift at its end is measured
 _PIECE = 10.0  # metres over which the drift is measured everywhere
 
 
 @dataclass(frozen=True)
 class LongRun:
-    """What is driven: minutes, and when the light goes out (start and length in seconds; length 0 never)."""
+    """What is driven, and how it is mapped."""
 
     simulation: SimulationConfig
     mapping: MappingConfig
-    dark_at: float
-    dark_seconds: float
 
-    def is_dark(self, index: int) -> bool:
-        """Whether a frame has no light."""
-        return 0 <= index / self.simulation.rate - self.dark_at < self.dark_seconds
-
-    def is_lit_again(self, index: int) -> bool:
-        """Whether a frame comes after the blackout."""
-        return self.dark_seconds > 0 and index / self.simulation.rate >= self.dark_at + self.dark_seconds
-
-    def frames(self) -> Iterator[SimulatedFrame]:
-        """Frames of the drive, black where the light is out."""
-        for index, made in enumerate(simulate(self.simulation)):
-            yield replace(made, frame=blackened(made.frame, index)) if self.is_dark(index) else made
-
-
-def blackened(frame: Frame, seed: int) -> Frame:
-    """The frame without any light."""
-    noise = np.random.default_rng(seed).normal(np.mean(frame.black_level), _BLACK_NOISE, frame.mosaic.shape)
-    return replace(frame, mosaic=np.clip(np.rint(noise), 0, 65535).astype(np.uint16))
+    @property
+    def lit_again(self) -> float:
+        """Second at which the light comes back; infinity where it is never out."""
+        dark = self.simulation
+        return dark.dark_at + dark.dark_seconds if dark.dark_seconds > 0 else math.inf
 
 
 @dataclass
@@ -107,7 +91,7 @@ def drive(run: LongRun, output: Path, predictor: str = 'mini') -> dict[str, Any]
     latencies: list[float] = []
     memory: list[tuple[float, float]] = []
     recovered: float | None = None
-    for number, made in enumerate(run.frames()):
+    for number, made in enumerate(simulate(run.simulation)):
         assert made.world_from_camera is not None and made.odometry is not None
         stamp = made.frame.stamp_ns
         truth.append((stamp, made.world_from_camera))
@@ -120,8 +104,9 @@ def drive(run: LongRun, output: Path, predictor: str = 'mini') -> dict[str, Any]
         clock.append(time.perf_counter())
         events += pipeline.work()
         clock.append(time.perf_counter())
-        if recovered is None and run.is_lit_again(number) and _in_map(events, stamp):
-            recovered = number / run.simulation.rate - run.dark_at - run.dark_seconds
+        after = number / run.simulation.rate - run.lit_again
+        if recovered is None and after >= 0 and _in_map(events, stamp):
+            recovered = after
         times.append((clock[1] - clock[0], clock[2] - clock[1], clock[3] - clock[2]))
         latencies.append(schedule.latency(number, *times[-1]))
         status = pipeline.status()
@@ -223,9 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         snr_db=args.snr,
         seed=args.seed,
         odometry=True,
+        dark_at=seconds / 2 if args.dark_at is None else args.dark_at,
+        dark_seconds=args.dark_seconds,
     )
-    dark_at = seconds / 2 if args.dark_at is None else args.dark_at
-    run = LongRun(simulation, MappingConfig(loops=not args.no_loops), dark_at, args.dark_seconds)
+    run = LongRun(simulation, MappingConfig(loops=not args.no_loops))
     args.output.mkdir(parents=True, exist_ok=True)
     figures = drive(run, args.output, args.predictor)
     write_text(args.output / 'long_run.json', json.dumps(jsonable(figures), indent=1) + '\n')

@@ -46,7 +46,8 @@ class SignalStatistics:
 
         Infinity asks for a clean exposure: the brightest pixels at `CLEAN_LEVEL` of the range.
         """
-        self._check()
+        if not self.pixels or not self.second.any():
+            raise DataError('the scene is black: no exposure gives it a signal; switch a light on')
         if math.isinf(snr_db):
             return CLEAN_LEVEL * (noise.white_level - noise.black_level) / self.brightest
         power, shot, dark = self._terms(noise, samples)
@@ -56,7 +57,6 @@ class SignalStatistics:
 
     def powers(self, noise: NoiseModel, exposure: float, samples: tuple[int, int, int]) -> tuple[float, float]:
         """Mean signal power and mean noise variance at a given exposure, counts squared."""
-        self._check()
         power, shot, dark = self._terms(noise, samples)
         return power * exposure**2, shot * exposure + dark
 
@@ -64,10 +64,6 @@ class SignalStatistics:
         dark = noise.planes_variance(np.zeros(3), samples)
         shot = noise.planes_variance(self.first / self.pixels, samples) - dark
         return float(self.second.mean() / self.pixels), float(shot.mean()), float(dark.mean())
-
-    def _check(self) -> None:
-        if not self.pixels or not self.second.any():
-            raise DataError('the scene is black: no exposure gives it a signal; switch a light on')
 
 
 @dataclass(frozen=True)

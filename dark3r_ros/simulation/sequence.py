@@ -55,6 +55,8 @@ class SimulationConfig(Config):
     preset: str = setting('starvis', 'noise preset or YAML file of a noise model')
     cfa: str = setting('rggb', 'phase of the Bayer mosaic', choices=CFA_PATTERNS)
     light: str = setting('lamp', 'lamp on the robot, ambient light or both', choices=LIGHTS)
+    dark_at: float = setting(0.0, 'time at which the light goes out', unit='s', minimum=0.0)
+    dark_seconds: float = setting(0.0, 'how long it stays out; 0 leaves it on', unit='s', minimum=0.0)
     seed: int = setting(0, 'seed of scene, path and noise', minimum=0, maximum=2**31 - 1)
     path: str = setting('auto', 'camera path; auto takes what suits the scene', choices=PATHS)
     speed: float = setting(0.75, 'mean speed of a drive', unit='m/s', minimum=0.01, maximum=20.0)
@@ -110,6 +112,10 @@ class SimulationConfig(Config):
             seconds=self.seconds,
             turn=Turn(self.turn_deg, self.turn_rate, self.turn_lever),
         )
+
+    def is_dark(self, index: int) -> bool:
+        """Whether a frame has no light."""
+        return 0 <= index / self.rate - self.dark_at < self.dark_seconds
 
     def stamp_ns(self, index: int) -> int:
         """Time of a frame."""
@@ -186,7 +192,10 @@ class Simulation:
         config = self.config
         light = self.radiance(index, self.camera if config.full else self.camera.binned(2))
         rng = np.random.default_rng([config.seed, 4, index])
-        return self.exposure.photograph(
+        exposure = self.exposure
+        if config.is_dark(index):  # no exposure gives it the asked SNR
+            light, exposure = np.zeros_like(light), dataclasses.replace(exposure, scale=exposure.scale or 1.0)
+        return exposure.photograph(
             light,
             config.stamp_ns(index),
             rng,

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -55,6 +56,19 @@ def test_measured_noise_of_frames_agrees_with_their_stated_snr() -> None:
 def test_auto_exposure_gives_every_frame_the_snr() -> None:
     frames = list(simulate(SimulationConfig(**SMALL, snr_db=3.0, auto_exposure=True)))
     np.testing.assert_allclose([f.snr_db for f in frames], 3.0, atol=1e-6)
+
+
+@pytest.mark.parametrize('auto', [False, True])
+def test_the_light_goes_out_and_comes_back_when_it_should(auto: bool) -> None:
+    dark = SimulationConfig(**SMALL, snr_db=3.0, auto_exposure=auto, dark_at=0.4, dark_seconds=0.4)
+    frames, lit = list(simulate(dark)), list(simulate(dataclasses.replace(dark, dark_seconds=0.0)))
+    assert [f.signal_power == 0.0 for f in frames] == [False, False, True, True, False]
+    for made, other in zip(frames, lit, strict=True):
+        if made.signal_power:
+            np.testing.assert_array_equal(made.frame.mosaic, other.frame.mosaic)
+        else:
+            assert abs(float(made.frame.mosaic.mean()) - made.frame.black_level[0]) < 1.0
+            assert float(made.frame.mosaic.std()) > 0.0 and made.snr_db == -math.inf
 
 
 def test_same_seed_same_bits_whatever_the_workers() -> None:
