@@ -115,6 +115,14 @@ class MappingConfig(Config):
         minimum=1,
         maximum=50,
     )
+    readout: float = setting(
+        0.0,
+        'Time from the first to the last row of a picture where the camera has a rolling shutter: how it turns '
+        'meanwhile is found with each pose, which is that of the middle row; 0 for a global shutter.',
+        unit='s',
+        minimum=0.0,
+        maximum=0.2,
+    )
     camera_height: float = setting(
         0.0,
         'Height of the camera above the ground, which gives metres and holds the unit where no odometry does; the '

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.geometry.rolling import RollingCamera
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.bridging import OdometryBridges
 from dark3r_ros.mapping.chores import Chores
@@ -23,6 +24,7 @@ from dark3r_ros.mapping.loops import LoopGate
 from dark3r_ros.mapping.motion import MotionJudge
 from dark3r_ros.mapping.records import PoseLog
 from dark3r_ros.mapping.reporting import frames_joined, keyframe_added, keyframes_moved
+from dark3r_ros.mapping.shutter import turning_among
 from dark3r_ros.mapping.similarity import Similarity
 from dark3r_ros.mapping.sparse_map import Keyframe, View
 from dark3r_ros.mapping.submap import Submap
@@ -35,6 +37,7 @@ from dark3r_ros.types import Correspondences, Float64Array
 T = TypeVar('T')
 
 _AVERAGED = (4, 0.5)  # times as many frames as the newest keyframe, and the share of the most, that make a better one
+_TURNING = 4  # newest keyframes whose turns are still learnt
 _PATIENCE = 2.0  # how much farther the view may move before the work for the newest keyframe is done at once
 
 
@@ -157,6 +160,7 @@ class Growth:
             yield []
         with self._timed('keyframe'):
             submap.map.keyframes.append(keyframe)
+            self._learn_turns(submap)
             link_matched(submap.map, keyframe, partners, matches, self._config, view)
         self._hold.remember(submap)
         with self._timed('window'):
@@ -179,6 +183,14 @@ class Growth:
                 events = yield from self._close(evidence, submap)
         yield [*events, *self._leap(submap), *self._stretch()]
         self._enforce()
+
+    def _learn_turns(self, submap: Submap) -> None:
+        """Let rolling cameras of the newest keyframes turn as the frames since then say."""
+        newest = submap.map.keyframes[-_TURNING:]
+        for keyframe in newest:
+            if isinstance(keyframe.camera, RollingCamera):
+                around = self._log.around(keyframe.stamp_ns, newest, 2)
+                keyframe.camera = turning_among(keyframe.camera, around)
 
     def _carry(self, submap: Submap, new_from_old: Float64Array) -> None:
         """Let what was known of the camera's motion move with the newest keyframe."""

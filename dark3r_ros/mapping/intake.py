@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dark3r_ros.errors import Dark3rError
 from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.geometry.rolling import RollingCamera
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.odometry_track import OdometryTrack
 from dark3r_ros.mapping.resting import RestAverage
@@ -165,12 +166,13 @@ class Intake:
         else:
             self._rest.forget()
         self.samples = planes.samples[1] * self.averaged
-        assert planes.camera is not None
+        camera, readout = planes.camera, self._config.readout
+        assert camera is not None
         return View(
             frame.stamp_ns,
             frame.frame_id,
             frame.name,
-            planes.camera,
+            RollingCamera.of(camera, readout) if readout > 0.0 else camera,
             self._predictor.encode(planes),
             _picture(planes),
             self.snr_db,

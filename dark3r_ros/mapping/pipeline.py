@@ -14,6 +14,7 @@ from pathlib import Path
 from dark3r_ros.errors import Dark3rError, ReconstructionError
 from dark3r_ros.geometry import se3
 from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.geometry.rolling import RollingCamera
 from dark3r_ros.mapping.anew import Verdict, look_again
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.bridging import OdometryBridges
@@ -41,6 +42,7 @@ from dark3r_ros.mapping.reporting import (
     keyframes_moved,
 )
 from dark3r_ros.mapping.result import build_reconstruction
+from dark3r_ros.mapping.shutter import learn_turn, turning
 from dark3r_ros.mapping.sparse_map import View
 from dark3r_ros.mapping.state_file import SavedState, write_state
 from dark3r_ros.mapping.submap import Submap
@@ -306,6 +308,7 @@ class MappingPipeline:
         """Make a map from the pair, then pose the frames that were waiting: forwards, then backwards in time."""
         self._growth.finish_unheard()
         submap = self._atlas.begin()
+        learn_turn(pair)
         keyframes = start_map(submap.map, pair, self._config.min_parallax)
         _, covariance = refine_window(submap.map, self._config, with_covariance=True)
         inliers = int(pair.geometry.inliers.sum())
@@ -337,6 +340,7 @@ class MappingPipeline:
         self._remember_young(view)
         events = self._growth.finish() if recovering else []
         with self._timed('track'):
+            self._expect_turn(view)
             result = self._found(view) if recovering else self._followed(view)
             if result.camera_from_world is None and self._growth.busy:
                 # The newest keyframe may be what is missing.
@@ -381,6 +385,15 @@ class MappingPipeline:
         pose = None if self._failures else submap.predicted(view.stamp_ns)
         return None if pose is None else Expectation(pose, config.expected_reach, config.min_inlier_share)
 
+    def _expect_turn(self, view: View) -> None:
+        """Let a rolling camera turn as it must have done to come to where it is expected."""
+        if not isinstance(view.camera, RollingCamera):
+            return
+        view.motion = motion = self._atlas.active.motion
+        expectation = self._expected(view)
+        if motion is not None and expectation is not None:
+            view.camera = turning(view.camera, motion[1], (view.stamp_ns, expectation.camera_from_world))
+
     def _believed(self, view: View, result: TrackResult) -> TrackResult:
         """The result, or a failure where the motion so far or the odometry speaks against it."""
         if result.camera_from_world is None:
@@ -398,6 +411,7 @@ class MappingPipeline:
         """Log a tracked view and make it a keyframe where it shows something new."""
         submap, pose = self._atlas.active, result.camera_from_world
         assert pose is not None
+        view.camera = result.camera or view.camera
         submap.trust.accept(result.inliers)
         wanted = self._growth.wanted(view, result, submap)
         events: list[Event] = [self._posed(view, result, wanted)]

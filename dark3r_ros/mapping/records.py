@@ -121,6 +121,22 @@ class PoseLog:
         """How many frames hang on these keyframes."""
         return int(self._hanging_on(keyframes).sum())
 
+    def around(self, stamp_ns: int, keyframes: Iterable[Keyframe], reach: int) -> dict[int, tuple[int, Array]]:
+        """Stamps and camera_from_world (4, 4) of the frames up to `reach` before and after one, by how many.
+
+        Only frames count that hang on the given keyframes.
+        """
+        known = {keyframe.keyframe_id: keyframe for keyframe in keyframes}
+        own, found = self._row_of[stamp_ns], {}
+        for number in range(max(own - reach, 0), min(own + reach + 1, self._count)):
+            row = self._rows[number]
+            keyframe = known.get(int(row['keyframe']))
+            if keyframe is not None:
+                relative = se3.from_quaternion(row['relative'][3:], row['relative'][:3])
+                pose = keyframe.world_from_camera if row['is_keyframe'] else keyframe.world_from_camera @ relative
+                found[number - own] = int(row['stamp_ns']), se3.inverse(pose)
+        return found
+
     def discard_poses(self, reason: str, keyframes: Iterable[Keyframe]) -> None:
         """Take the poses that refer to these keyframes back."""
         discarded = self._hanging_on(keyframes)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dark3r_ros.model.compiled import Compiled
 from dark3r_ros.sfm.equations import BundleProblem
+from dark3r_ros.sfm.progress import on_one_core
 from dark3r_ros.sfm.rows import (
     Seen,
     Terms,
@@ -37,7 +38,7 @@ def settled(problem: BundleProblem, iterations: int) -> Array:
     """
     if len(problem.point_index) == 0:
         return problem.points.copy()
-    with torch.inference_mode():
+    with torch.inference_mode(), on_one_core():
         return _settled(terms_of(problem)[0], iterations).t().contiguous().numpy()
 
 

@@ -28,6 +28,7 @@ class View:
 
     `colors` (h, w, 3) uint8 is the picture for people, from which landmarks take their colour; of any size. `averaged`:
     how many frames of a camera at rest the view is the average of, and `since_ns` the stamp of the first of them.
+    `motion`: of a rolling camera, stamps and camera_from_world of the two poses before.
     """
 
     stamp_ns: int
@@ -39,6 +40,7 @@ class View:
     snr_db: float
     averaged: int = 1
     since_ns: int | None = None
+    motion: tuple[tuple[int, Array], tuple[int, Array]] | None = None
 
     @property
     def focal(self) -> float:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dark3r_ros.errors import CalibrationError, DataError
 from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.geometry.rolling import RollingCamera
 from dark3r_ros.mapping.atlas import Atlas
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.packing import FEATURE_TYPES, FeatureTypes, pack, unpack
@@ -218,7 +219,8 @@ def _part(arrays: Arrays, prefix: str) -> dict[str, NDArray[Any]]:
 
 
 def _camera(values: dict[str, Any]) -> Camera:
-    return Camera(**{**values, 'distortion': tuple(values['distortion'])})
+    values = {**values, 'distortion': tuple(values['distortion'])}
+    return RollingCamera(**{**values, 'turn': tuple(values['turn'])}) if 'turn' in values else Camera(**values)
 
 
 def _submap(

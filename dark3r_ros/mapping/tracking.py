@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dark3r_ros.geometry import se3
+from dark3r_ros.geometry.camera import Camera
+from dark3r_ros.geometry.rolling import RollingCamera
 from dark3r_ros.geometry.two_view import reprojection_errors
 from dark3r_ros.mapping.config import MappingConfig
+from dark3r_ros.mapping.shutter import turned_as_seen
 from dark3r_ros.mapping.sparse_map import Keyframe, SparseMap, View
 from dark3r_ros.model.predictor import Locator, Predictor
 from dark3r_ros.sfm.progress import side_by_side
@@ -42,6 +45,7 @@ class TrackResult:
     flow: median motion of the inliers in the picture, as a share of its width.
     reason: why there is no pose.
     reprojection: median distance of the inliers from where they should be seen, in pixels.
+    camera: that of the view, with the turn that was found with the pose where its shutter is a rolling one.
 
     """
 
@@ -54,6 +58,7 @@ class TrackResult:
     flow: float
     reason: str = ''
     reprojection: float = math.nan
+    camera: Camera | None = None
 
 
 def started_track(camera_from_world: Array, covariance: Array, inliers: int, matches: int) -> TrackResult:
@@ -219,16 +224,17 @@ def track(
     if tried < config.min_matches:
         return failed_track(tried, f'{tried} matches with the map, {config.min_matches} needed')
     points = sparse_map.landmarks.points[links.landmark]
-    observed = view.camera.unproject(links.pixels)
-    found = resect(
-        points,
-        observed,
-        view.focal,
-        config.max_error,
-        guess=None if expectation is None else expectation.camera_from_world,
-        min_inliers=config.min_inliers,
-        provisional=sparse_map.landmarks.provisional[links.landmark],
-    )
+    provisional = sparse_map.landmarks.provisional[links.landmark]
+    least, error, focal = config.min_inliers, config.max_error, view.focal
+    guess = None if expectation is None else expectation.camera_from_world
+    camera, observed = view.camera, view.camera.unproject(links.pixels)
+    found = resect(points, observed, focal, error, guess=guess, min_inliers=least, provisional=provisional)
+    if found is not None and isinstance(camera, RollingCamera) and isinstance(view, View):
+        good, guess = found.inliers, found.camera_from_world
+        now = view.stamp_ns, guess
+        camera = turned_as_seen(camera, now, view.motion, points[good], links.pixels[good])
+        observed = camera.unproject(links.pixels)
+        found = resect(points, observed, focal, error, guess=guess, min_inliers=least, provisional=provisional)
     if found is None:
         return failed_track(tried, f'no pose explains {config.min_inliers} of {tried} matches with the map')
     inliers = int(found.inliers.sum())
@@ -257,6 +263,7 @@ def track(
         float(own.sum()) / reference_count,
         flow,
         reprojection=float(np.median(errors)) * view.focal,
+        camera=camera,
     )
 
 

@@ -19,6 +19,7 @@ from dark3r_ros.geometry import se3
 from dark3r_ros.model.compiled import Compiled
 from dark3r_ros.sfm.bundle import BundleResult, scaled_covariance
 from dark3r_ros.sfm.equations import BundleProblem
+from dark3r_ros.sfm.progress import on_one_core
 from dark3r_ros.sfm.rows import (
     Seen,
     Terms,
@@ -65,7 +66,7 @@ def adjust_small(
     problem: BundleProblem, max_iterations: int = 15, tolerance: float = 1e-4, with_covariance: bool = False
 ) -> BundleResult:
     """`bundle.adjust` of a small problem."""
-    with torch.inference_mode():
+    with torch.inference_mode(), on_one_core():
         terms, numbers, order = terms_of(problem)
         found, points, lengths, before, after, iterations = _adjusted(terms, max_iterations, tolerance)
     poses, residuals = np.empty_like(problem.cameras_from_world), np.empty(len(order))

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -81,20 +82,33 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """
     if min(len(items), usable_cores()) <= 1:
         return [work(item) for item in items]
+    futures = [_helpers(os.getpid()).submit(work, item) for item in items[1:]]
+    try:
+        with on_one_core():
+            found = [work(items[0])]
+            for future, item in zip(futures, items[1:], strict=True):
+                # What no helper has begun by now is done here.
+                found.append(work(item) if future.cancel() else future.result())
+        return found
+    finally:
+        wait([future for future in futures if not future.cancel()])
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Let torch in the calling thread, and in it alone, work on one core.
+
+    Small operations gain nothing by several, and where other programs are at work these wait for each other: an
+    adjustment of a window took thirty times as long.
+    """
     import torch
 
     threads = torch.get_num_threads()
-    futures = [_helpers(os.getpid()).submit(work, item) for item in items[1:]]
+    torch.set_num_threads(1)
     try:
-        torch.set_num_threads(1)  # of this thread alone: the cores are busy
-        found = [work(items[0])]
-        for future, item in zip(futures, items[1:], strict=True):
-            # What no helper has begun by now is done here.
-            found.append(work(item) if future.cancel() else future.result())
-        return found
+        yield
     finally:
         torch.set_num_threads(threads)
-        wait([future for future in futures if not future.cancel()])
 
 
 @lru_cache(maxsize=1)

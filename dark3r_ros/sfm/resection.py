@@ -141,12 +141,12 @@ def refine_pose(
     `resect`.
     """
     damping = 1e-6
-    cost, residual, jacobian = _pose_system(pose, points, observed, focal, robust_width)
+    cost, residual, jacobian = pose_system(pose, points, observed, focal, robust_width)
     for _ in range(iterations):
         normal, gradient = jacobian.T @ jacobian, jacobian.T @ residual
         step = -np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-9), gradient)
         trial = se3.exp(step) @ pose
-        system = _pose_system(trial, points, observed, focal, robust_width)
+        system = pose_system(trial, points, observed, focal, robust_width)
         if not system[0] < cost:
             damping *= 10.0
             if damping > 1e4:
@@ -170,7 +170,7 @@ def refine_pose(
     return se3.normalised(pose), np.asarray(variance * np.linalg.pinv(normal, hermitian=True), dtype=np.float64)
 
 
-def _pose_system(pose: Array, points: Array, observed: Array, focal: float, width: float) -> tuple[float, Array, Array]:
+def pose_system(pose: Array, points: Array, observed: Array, focal: float, width: float) -> tuple[float, Array, Array]:
     """Huber cost, residuals (2N,) in pixels and derivatives (2N, 6) by the left twist, times roots of their weights."""
     local = points @ pose[:3, :3].T + pose[:3, 3]
     front = local[:, 2] > 1e-6
