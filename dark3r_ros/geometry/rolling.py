@@ -19,8 +19,8 @@ _ROUNDS = 3  # of the search for the row that sees a point; each takes off all b
 class RollingCamera(Camera):
     """A camera whose rows are exposed one after the other while it turns; its pose is that of the middle row.
 
-    Its way during that time is left out, since it would take the distance of every point: at 1 m/s and 20 ms a wall
-    beside the camera 1 m away is off by 20 mrad at the first and last row, and what lies ahead hardly.
+    Its way during that time is left out, since it would take the distance of every point: at 1 m/s and 20 ms a wall 1 m
+    beside the camera is off by 10 mrad at the first and the last row, and what lies ahead hardly.
 
     Attributes
     ----------

@@ -39,7 +39,7 @@ class RollingWorld(World):
 
 
 def swaying(count=60):
-    """A way along the corridor on which the camera looks from side to side and up and down, at up to 60 degrees a second."""
+    """A way along the corridor; the camera looks from side to side and up and down, at up to 60 degrees a second."""
     poses = []
     for number, pose in enumerate(along(World(), 0.1 * np.arange(count))):
         sway = se3.exp_so3([0.12 * np.sin(0.5 * number), 0.2 * np.sin(0.52 * number + 1.0), 0.0])
