@@ -17,15 +17,19 @@ from dark3r_ros.model.predictor import Predictor
 from dark3r_ros.types import Frame
 
 _FRAMES = 14
+_WIDEST = 640  # planes that are made: what is compiled hardly depends on their size
 _SHIFTS = (0.02, 0.04)  # of the picture from frame to frame, as shares of its width: a far and a near wall
 _BLACK, _WHITE = 64.0, 4095.0
 
 
 def rehearse(config: MappingConfig, predictor: Predictor) -> int:
     """Map two walls that pass by, and forget them; returns how many frames were posed."""
-    config = replace(config, step_seconds=0.0, loops=False, rest_frames=1, camera_height=0.0)
+    width = min(config.network_width, _WIDEST)
+    config = replace(
+        config, network_width=width, binning=0, step_seconds=0.0, loops=False, rest_frames=1, camera_height=0.0
+    )
     pipeline = MappingPipeline(config, predictor)
-    for frame in _drive(config.network_width):
+    for frame in _drive(width):
         pipeline.push(frame)
     return pipeline.status().posed
 

@@ -25,7 +25,8 @@ Array = NDArray[np.float64]
 # rate has changed since the interval before; and where nothing is known of the motion.
 _STEADY, _CHANGING, _UNKNOWN = 0.05, 0.5, 1.0
 _FASTEST = 10.0  # radians a second; beyond it is no turn but a jump
-_LONGEST_NS = 200_000_000  # interval that tells a rate of turn
+_LONGEST = 0.5  # seconds between two poses that tell a rate of turn
+_LONGEST_AMONG_NS = 200_000_000  # between frames whose rates say more than what a picture shows
 _STEPS = 4
 
 Moment = tuple[int, Array]  # stamp in nanoseconds, and camera_from_world (4, 4)
@@ -40,9 +41,9 @@ def turning(camera: Camera, before: Moment, after: Moment) -> Camera:
 
 
 def _rate(before: Moment, after: Moment) -> Array | None:
-    """Rate of turn (3,) in the frame of the camera, radians a second; None where it is not told."""
+    """Rate of turn (3,) in the frame of the camera, radians a second; None where the moments do not tell it."""
     seconds = (after[0] - before[0]) / 1e9
-    if seconds <= 0:
+    if not 0 < seconds <= _LONGEST:
         return None
     rate = np.asarray(se3.log_so3(before[1][:3, :3] @ after[1][:3, :3].T) / seconds)
     return rate if float(np.linalg.norm(rate)) < _FASTEST else None
@@ -69,7 +70,7 @@ def turning_among(camera: Camera, around: Mapping[int, Moment]) -> Camera:
     """
     rates = {}
     for place in (-1, 0, 1):
-        if place in around and place + 1 in around and around[place + 1][0] - around[place][0] <= _LONGEST_NS:
+        if place in around and place + 1 in around and around[place + 1][0] - around[place][0] <= _LONGEST_AMONG_NS:
             rate, middle = _rate(around[place], around[place + 1]), (around[place][0] + around[place + 1][0]) / 2
             if rate is not None:
                 rates[place] = middle - around[0][0], rate

@@ -62,7 +62,7 @@ def world(monkeypatch):
 def test_the_ceiling_holds_and_a_place_on_disk_is_found_again(world, tmp_path):
     route, sizes = drive(world, replace(SMALL, spill_folder=str(tmp_path)))
     keyframes = route.pipeline.status().keyframes
-    assert keyframes * HEAVY > 2 * CEILING_MB * 1e6  # without a ceiling there would be twice as much
+    assert keyframes * HEAVY >= 2 * CEILING_MB * 1e6  # without a ceiling there would be twice as much
     # What is read back while looking for a place counts until the next frame is through.
     assert sizes.max() < CEILING_MB * 1e6 + 4 * HEAVY
     full = np.flatnonzero(sizes > 0.8 * CEILING_MB * 1e6)[0]

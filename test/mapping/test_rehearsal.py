@@ -2,8 +2,9 @@
 """The made-up drive that compiles what a node needs."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
-from dark3r_ros.mapping import settling
+from dark3r_ros.mapping import rehearsal, settling
 from dark3r_ros.mapping.config import MappingConfig
 from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.mapping.rehearsal import rehearse
@@ -18,6 +19,13 @@ def test_all_that_is_compiled_is_met():
     searches = [windows.cells_there_and_back, windows.there_and_back]
     assert all(function._compiled for function in [*searches, compact._adjusted, settling._settled])
     assert (1, 3, 128, 160) in predictor._outputs._recorded
+
+
+def test_settings_for_other_cameras_do_not_matter():
+    predictor = MiniPredictor()
+    config = replace(MappingConfig(), network_width=4096, binning=8)
+    with patch.object(rehearsal, '_WIDEST', 160):
+        assert rehearse(config, predictor) == 14
 
 
 def test_only_the_made_up_drive_is_forgotten():

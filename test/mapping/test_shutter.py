@@ -82,6 +82,7 @@ def test_the_turn_between_two_poses():
     np.testing.assert_allclose(camera.turn, READOUT * rate, atol=1e-9)
     assert turning(CAMERA, (0, before), (STEP_NS, after)) is CAMERA
     assert turning(camera, (STEP_NS, before), (STEP_NS, after)) is camera
+    assert turning(camera, (0, before), (10 * STEP_NS, after)) is camera  # anything may have happened meanwhile
 
 
 def test_frames_around_a_picture_tell_how_the_camera_turned():
