@@ -133,9 +133,8 @@ def _linearised(terms: Terms, seen: Seen, poses: Tensor, points: Tensor) -> Syst
     found = differentiate(terms, poses, seen)
     matrices, point_gradients = sums_over_points(terms, found, points)
     count = terms.ends[terms.free]
-    x, y = seen.local[0, :count], seen.local[1, :count]
-    z = torch.where(seen.front, seen.local[2], 1.0)[:count]
-    u, v = x / z, y / z
+    x, y, z = seen.local[0, :count], seen.local[1, :count], found.depth[:count]
+    u, v = found.u[:count], found.v[:count]
     # A turn moves a point by its cross product with the rows of the projection, (1, 0, -u) and (0, 1, -v).
     by_pose = torch.zeros((2, 6, count), dtype=points.dtype)
     by_pose[0, 0] = 1.0

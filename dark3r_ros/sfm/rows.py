@@ -72,10 +72,14 @@ class Derivatives(NamedTuple):
 
     Attributes
     ----------
+    u, v, depth: (K,) where the point is seen, in normalised coordinates, and how far ahead; 1 where it lies behind.
     across, down: (3, K) by the point. residual: (2, K). steepness: (K,) pixels per unit beside the camera.
 
     """
 
+    u: Tensor
+    v: Tensor
+    depth: Tensor
     across: Tensor
     down: Tensor
     residual: Tensor
@@ -153,7 +157,7 @@ def differentiate(terms: Terms, poses: Tensor, seen: Seen) -> Derivatives:
     turn = poses[:, :3, :3].reshape(-1, 9).t().contiguous().index_select(1, terms.frame).view(3, 3, -1)
     # The rows of the projection are (1, 0, -u) and (0, 1, -v) times the steepness.
     across, down = (turn[0] - u * turn[2]) * steepness, (turn[1] - v * turn[2]) * steepness
-    return Derivatives(across, down, seen.residual * root, steepness)
+    return Derivatives(u, v, depth, across, down, seen.residual * root, steepness)
 
 
 def sums_over_points(terms: Terms, found: Derivatives, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -190,11 +190,13 @@ class Simulation:
     def photograph(self, index: int) -> SimulatedFrame:
         """Make one frame, odometry aside; frames can be made in any order."""
         config = self.config
-        light = self.radiance(index, self.camera if config.full else self.camera.binned(2))
-        rng = np.random.default_rng([config.seed, 4, index])
-        exposure = self.exposure
+        camera, exposure = self.camera if config.full else self.camera.binned(2), self.exposure
         if config.is_dark(index):  # no exposure gives it the asked SNR
-            light, exposure = np.zeros_like(light), dataclasses.replace(exposure, scale=exposure.scale or 1.0)
+            light = np.zeros((3, camera.height, camera.width), np.float32)
+            exposure = dataclasses.replace(exposure, scale=exposure.scale or 1.0)
+        else:
+            light = self.radiance(index, camera)
+        rng = np.random.default_rng([config.seed, 4, index])
         return exposure.photograph(
             light,
             config.stamp_ns(index),

@@ -19,7 +19,7 @@ HEAVY = 1_000_000  # bytes of features of one frame
 SMALL = replace(
     CONFIG, memory_ceiling_mb=CEILING_MB, keyframe_flow=0.02, window=5, window_fixed=3, neighbours=3, retry_frames=5
 )
-OUT = np.arange(0.0, 20.0, 0.2)
+OUT = np.arange(0.0, 22.0, 0.2)
 DARK = 8
 
 
@@ -36,7 +36,7 @@ class HeavySeen:
 
 def drive(world, config):
     """Out along the corridor, some dark frames, and then the start once more."""
-    poses = along(world, [*OUT, *[20.0] * DARK, *OUT[5:12]])
+    poses = along(world, [*OUT, *[22.0] * DARK, *OUT[5:12]])
     route = Route(world, poses, dark=range(len(OUT), len(OUT) + DARK), config=config)
     encode = route.predictor.encode
 
@@ -62,7 +62,7 @@ def world(monkeypatch):
 def test_the_ceiling_holds_and_a_place_on_disk_is_found_again(world, tmp_path):
     route, sizes = drive(world, replace(SMALL, spill_folder=str(tmp_path)))
     keyframes = route.pipeline.status().keyframes
-    assert keyframes * HEAVY >= 2 * CEILING_MB * 1e6  # without a ceiling there would be twice as much
+    assert keyframes * HEAVY > 2 * CEILING_MB * 1e6  # without a ceiling there would be twice as much
     # What is read back while looking for a place counts until the next frame is through.
     assert sizes.max() < CEILING_MB * 1e6 + 4 * HEAVY
     full = np.flatnonzero(sizes > 0.8 * CEILING_MB * 1e6)[0]
