@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from dark3r_ros.sfm.config import SfmConfig
 from dark3r_ros.sfm.late import agreeing
 from dark3r_ros.sfm.pairs import VerifiedPair, thin_pairs
 from dark3r_ros.sfm.progress import Progress, Ticker, quiet
+from dark3r_ros.sfm.regrow import MOST_TRIALS, Regrown, regrown
 from dark3r_ros.sfm.start_colmap import load_pycolmap, map_by_colmap
-from dark3r_ros.sfm.start_ordered import Key, key_of, start_in_order
+from dark3r_ros.sfm.start_ordered import Key, OrderedStart, judged_in_order, key_of, start_in_order
 from dark3r_ros.sfm.start_own import map_incrementally
 from dark3r_ros.sfm.start_pointmaps import align_point_maps, gives_point_maps
 from dark3r_ros.sfm.views import View
@@ -33,6 +34,11 @@ _PLENTY = 60_000
 _CLEAR = 0.8
 # A chain in time that leaves loops open, with more than this share of the matches, lets the other methods close them.
 _OPEN = 0.02
+# A chain that contradicts more than this share of the matches may itself be wrong: parts of it are grown again. So are
+# parts of other poses that few matches agree with. Not among very many views, as each part takes seconds.
+_CONTRADICTED = 0.1
+_REGROWN_VIEWS = 150
+_REGROWN_POINTS = 200
 # Keypoints of all views together that a start is made from, unless that leaves too few of each.
 _START_TOTAL = 20_000
 # Among more views than these, poses that leave out no more than a share are beyond doubt as well: resection finds the
@@ -63,27 +69,31 @@ def first_poses(
     `known` are poses found elsewhere, by the name of their method, that stand for election as well.
 
     `auto` follows the frames in order of time first. Where that chain stands, pairs that it contradicts are refused:
-    they look alike and show different places. Where it leaves views out, leaves loops open or explains few matches,
+    they look alike and show different places; where these are many, parts of the chain are grown again from the others,
+    in case it is the chain that is wrong. Where it leaves views out, leaves loops open or explains few matches,
     COLMAP's incremental mapper is tried as well, then our own, and the alignment of point maps where the predictor
-    gives them; the poses that more matches of the pairs not refused agree with win. Where even these explain few,
-    views that other starts put elsewhere with nearly as many matches are left out, and listed as `ambiguous`. Beyond
-    500 views neither our own mapper nor these other starts are tried.
+    gives them; the poses that more matches of the pairs not refused agree with win. Where even these explain few, parts
+    of them are grown again as well, and views that other starts put elsewhere with nearly as many matches are left out,
+    and listed as `ambiguous`. Beyond 150 views nothing is grown again, beyond 500 neither our own mapper nor these
+    other starts are tried.
     """
     if not pairs:
         return Start({}, {'method': config.mapper, 'posed': 0})
     everyone = {number for pair in pairs for number in (pair.first, pair.second)}
     refused: frozenset[Key] = frozenset()
-    chain = None
+    chain: OrderedStart | None = None
+    regrowth: dict[str, Any] = {}
     if config.mapper in ('auto', 'ordered'):
         tick = Ticker(progress, len(everyone), 'start (ordered)')
         chain = start_in_order(views, pairs, config, tick)
         tick.close()
+        chain, regrowth = _chain_regrown(chain, pairs, views, config, progress)
         if chain.stands:
             refused = chain.refused
             pairs = [pair for pair in pairs if key_of(pair) not in refused]
     contest = _Contest(views, pairs, everyone, config)
     if chain is not None:
-        contest.enter('ordered', chain.poses, chain.figures())
+        contest.enter('ordered', chain.poses, {**chain.figures(), **regrowth})
     for name, poses in (known or {}).items():
         contest.enter(name, poses)
     if contest.clear and (chain is None or chain.loops_share <= _OPEN):
@@ -104,9 +114,11 @@ def first_poses(
             tick.close()
         if contest.clear:
             break
+    if config.mapper == 'auto' and contest.doubtful and len(everyone) <= _REGROWN_VIEWS:
+        found = _regrown(contest.best, pairs, views, config, progress)
+        contest.enter('grown again', found.state.poses, _figures(found))
     best, note = contest.best, contest.note()
-    doubtful = len(best) > 2 and contest.most < _CLEAR * contest.total
-    if config.mapper == 'auto' and doubtful and len(everyone) <= _MANY:
+    if config.mapper == 'auto' and contest.doubtful and len(everyone) <= _MANY:
         settled = settled_views(best, contest.most, pairs, views, config)
         note['ambiguous'] = sorted(set(best) - settled)
         best = {number: pose for number, pose in best.items() if number in settled} if len(settled) > 2 else {}
@@ -137,9 +149,54 @@ class _Contest:
             most = int(_LEFT_OUT * len(self._everyone)) if len(self._everyone) > _MANY else 0
             self.clear = left_out <= most and support >= _CLEAR * self.total
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether even the best poses explain few of the matches."""
+        return len(self.best) > 2 and self.most < _CLEAR * self.total
+
     def note(self) -> dict[str, Any]:
         """What the report says."""
         return {'method': self._method, 'posed': len(self.best), 'tried': self.tried}
+
+
+def _chain_regrown(
+    chain: OrderedStart,
+    pairs: Sequence[VerifiedPair],
+    views: Sequence[View],
+    config: SfmConfig,
+    progress: Progress,
+) -> tuple[OrderedStart, dict[str, Any]]:
+    """The chain, or a better one where it contradicts so much that it may be wrong, and what the report says of it."""
+    doubted = chain.stands and chain.refused_share > _CONTRADICTED and len(chain.poses) <= _REGROWN_VIEWS
+    if config.mapper != 'auto' or not doubted:
+        return chain, {}
+    found = _regrown(chain.poses, pairs, views, config, progress, ordered=True)
+    if not found.taken:
+        return chain, _figures(found)
+    # Neighbours fit it as well as they did the chain, or it would not have been taken.
+    return replace(judged_in_order(found.state, views, pairs, config), stands=True), _figures(found)
+
+
+def _regrown(
+    poses: Mapping[int, Array],
+    pairs: Sequence[VerifiedPair],
+    views: Sequence[View],
+    config: SfmConfig,
+    progress: Progress,
+    ordered: bool = False,
+) -> Regrown:
+    """Poses of which parts were grown again, where more matches agree then."""
+    tick = Ticker(progress, MOST_TRIALS, 'start (again)')
+    try:
+        thinned = thin_pairs([pair.verified() for pair in pairs], _REGROWN_POINTS)
+        return regrown(poses, pairs, thinned, views, config, tick, ordered)
+    finally:
+        tick.close()
+
+
+def _figures(found: Regrown) -> dict[str, Any]:
+    """What the report says of parts that were grown again."""
+    return {'parts_grown_again': found.trials, 'parts_kept': found.taken}
 
 
 def _per_view(count: int, most: int) -> int:

@@ -80,8 +80,15 @@ def start_in_order(
     state = map_in_order(views, pairs, config, tick)
     if len(state.poses) < 3:
         return OrderedStart({}, 0.0, frozenset(), frozenset(), 0.0, 0.0, False)
+    near = near_pairs(pairs, time_order(views, pairs), _BELIEVED)
+    return judged_in_order(_with_the_still(state, near, views, config), views, pairs, config)
+
+
+def judged_in_order(
+    state: Refined, views: Sequence[View], pairs: Sequence[VerifiedPair], config: SfmConfig
+) -> OrderedStart:
+    """A map adjusted with all pairs that fit it, and what it says of the others."""
     order = time_order(views, pairs)
-    state = _with_the_still(state, near_pairs(pairs, order, _BELIEVED), views, config)
     for _ in range(_ROUNDS):
         depths = DepthsSeen(state.structure, state.poses)
         shares = fitting_shares(pairs, state.poses, depths, views, config)

@@ -50,6 +50,11 @@ def seed_pairs(pairs: Sequence[VerifiedPair], count: int) -> list[VerifiedPair]:
     return sorted(pairs, key=lambda pair: (-merit(pair), pair.first, pair.second))[:count]
 
 
+def adjusted_map(tracks: Tracks, poses: dict[int, Array], views: Sequence[View], config: SfmConfig) -> Refined:
+    """Poses as a map ends up with that grew to them."""
+    return _adjusted(tracks, poses, views, config, True)
+
+
 def _adjusted(tracks: Tracks, poses: dict[int, Array], views: Sequence[View], config: SfmConfig, last: bool) -> Refined:
     focal = median_focal(views, poses)
     error = config.max_error
@@ -66,9 +71,19 @@ def grow(
     tick: Callable[[], None] | None = None,
 ) -> dict[int, Array]:
     """Poses camera_from_world by view of the map that grows from one pair."""
-    poses = {pair.first: np.eye(4), pair.second: pair.second_from_first}
+    return grow_from({pair.first: np.eye(4), pair.second: pair.second_from_first}, tracks, views, config, tick).poses
+
+
+def grow_from(
+    poses: dict[int, Array],
+    tracks: Tracks,
+    views: Sequence[View],
+    config: SfmConfig,
+    tick: Callable[[], None] | None = None,
+) -> Refined:
+    """The map that grows from poses camera_from_world by view; `tick` hears of every view that is added."""
     state = _adjusted(tracks, poses, views, config, False)
-    adjusted = 2
+    adjusted = len(poses)
     while True:
         found = _next_view(tracks, state, views, config)
         if found is None:
@@ -84,7 +99,7 @@ def grow(
         if len(poses) >= max(adjusted + 1, int(_GROWTH * adjusted)):
             state = _adjusted(tracks, poses, views, config, False)
             adjusted = len(poses)
-    return state.poses
+    return state
 
 
 def _next_view(tracks: Tracks, state: Refined, views: Sequence[View], config: SfmConfig) -> tuple[int, Array] | None:
