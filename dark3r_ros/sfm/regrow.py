@@ -6,6 +6,10 @@ a turn is explained nearly as well as the right one, and all that comes after re
 more matches agree with the right map, and views that were grown from the other side, or after others, often take the
 right turn. So parts are taken out and grown again, those first that agree least with their matches, and the new map is
 taken where more matches agree with it.
+
+More matches agree with a map that folds as well, because it takes places that look alike for one. Next neighbours in
+time tell: their matches are beyond doubt, and by the depths of the map they do not fit a fold. So what counts is both,
+the share of all matches that agree and that of the neighbours' matches that fit.
 """
 
 from __future__ import annotations
@@ -31,13 +35,13 @@ Window = frozenset[int]
 # Shares of the views that are taken out at a time.
 _SHARES = (0.1, 0.2, 0.3, 0.5)
 _FEWEST = 2
-# Matches that agree must become more by this share: what changes less is another run of the same map.
-_GAIN = 0.005
+# Both shares together must grow by this: what changes less is another run of the same map.
+_GAIN = 0.003
 # The search ends after so many parts in a row that brought nothing, or after so many in all.
 PATIENCE = 8
 MOST_TRIALS = 24
-# Next neighbours must still fit by this share of what they did: more matches agree with a map that folds, too.
-_NEIGHBOURS = 0.97
+# A better map poses nearly as many views.
+_POSED = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +60,25 @@ class _Judged:
 
     state: Refined
     support: int
+    total: int
     by_view: Array
     neighbours: NeighbourCheck | None
 
-    def betters(self, other: _Judged) -> bool:
-        """Whether clearly more matches agree, and neighbours in time as well as before."""
-        if len(self.state.poses) < len(other.state.poses) or self.support <= (1.0 + _GAIN) * other.support:
+    @property
+    def share(self) -> float:
+        """Share of all verified matches that agree."""
+        return self.support / max(self.total, 1)
+
+    def betters(self, other: _Judged, ordered: bool) -> bool:
+        """Whether it is the better map; where frames are known to be in order, its path has no further breaks."""
+        if len(self.state.poses) < _POSED * len(other.state.poses):
             return False
         mine, theirs = self.neighbours, other.neighbours
         if mine is None or theirs is None:
-            return True
-        return mine.fitting >= _NEIGHBOURS * theirs.fitting and len(mine.breaks) <= len(theirs.breaks)
+            return self.share > other.share + _GAIN
+        if ordered and len(mine.breaks) > len(theirs.breaks):
+            return False
+        return self.share + mine.fitting > other.share + theirs.fitting + _GAIN
 
 
 def regrown(
@@ -104,13 +116,12 @@ def regrown(
         rival = judged(grow_from(rest, tracks, views, config))
         trials += 1
         failures += 1
-        if rival.betters(best):
+        if rival.betters(best, ordered):
             best, failures, taken = rival, 0, taken + 1
             windows = _windows(best, shared)
         if tick is not None:
             tick()
-    total = sum(pair.support for pair in pairs)
-    return Regrown(best.state, best.support / max(total, 1), trials, taken)
+    return Regrown(best.state, best.share, trials, taken)
 
 
 def _judged(
@@ -125,7 +136,8 @@ def _judged(
             agreed[number] += good
             total[number] += pair.support
     neighbours = check_neighbours(pairs, state, views, config, ordered)
-    return _Judged(state, support, agreed / np.maximum(total, 1.0), neighbours)
+    every = sum(pair.support for pair in pairs)
+    return _Judged(state, support, every, agreed / np.maximum(total, 1.0), neighbours)
 
 
 def _shared_matches(pairs: Sequence[VerifiedPair], count: int) -> Array:

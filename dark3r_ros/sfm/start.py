@@ -35,8 +35,9 @@ _CLEAR = 0.8
 # A chain in time that leaves loops open, with more than this share of the matches, lets the other methods close them.
 _OPEN = 0.02
 # A chain that contradicts more than this share of the matches may itself be wrong: parts of it are grown again. So are
-# parts of other poses that few matches agree with. Not among very many views, as each part takes seconds.
+# parts of other poses that a smaller share agrees with. Not among very many views, as each part takes seconds.
 _CONTRADICTED = 0.1
+_AGREEING = 0.9
 _REGROWN_VIEWS = 150
 _REGROWN_POINTS = 200
 # Keypoints of all views together that a start is made from, unless that leaves too few of each.
@@ -114,11 +115,11 @@ def first_poses(
             tick.close()
         if contest.clear:
             break
-    if config.mapper == 'auto' and contest.doubtful and len(everyone) <= _REGROWN_VIEWS:
+    if config.mapper == 'auto' and contest.doubtful(_AGREEING) and len(everyone) <= _REGROWN_VIEWS:
         found = _regrown(contest.best, pairs, views, config, progress)
         contest.enter('grown again', found.state.poses, _figures(found))
     best, note = contest.best, contest.note()
-    if config.mapper == 'auto' and contest.doubtful and len(everyone) <= _MANY:
+    if config.mapper == 'auto' and contest.doubtful(_CLEAR) and len(everyone) <= _MANY:
         settled = settled_views(best, contest.most, pairs, views, config)
         note['ambiguous'] = sorted(set(best) - settled)
         best = {number: pose for number, pose in best.items() if number in settled} if len(settled) > 2 else {}
@@ -149,10 +150,9 @@ class _Contest:
             most = int(_LEFT_OUT * len(self._everyone)) if len(self._everyone) > _MANY else 0
             self.clear = left_out <= most and support >= _CLEAR * self.total
 
-    @property
-    def doubtful(self) -> bool:
-        """Whether even the best poses explain few of the matches."""
-        return len(self.best) > 2 and self.most < _CLEAR * self.total
+    def doubtful(self, share: float) -> bool:
+        """Whether less than a share of the matches agrees even with the best poses."""
+        return len(self.best) > 2 and self.most < share * self.total
 
     def note(self) -> dict[str, Any]:
         """What the report says."""
