@@ -37,6 +37,7 @@ _METHODS = {
     'ordered': 'chain of neighbours in time',
     'incremental': "COLMAP's incremental mapper",
     'global': "COLMAP's global mapper",
+    'grown again': 'the best of these, parts of it grown again',
     'own': 'own incremental mapper',
     'pointmaps': 'alignment of point maps',
 }
@@ -162,6 +163,8 @@ def sfm_rows(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, found in (start.get('tried') or {}).items():
         if isinstance(found, Mapping):
             text = f'{found["posed"]} views posed, matches that agree: {found["agreeing_share"]:.2f} of the verified'
+            if found.get('parts_grown_again'):
+                text += f'; {found["parts_grown_again"]} parts grown again, {found["parts_kept"]} kept'
         else:
             text = str(found)
         rows.append((f'Start by {_METHODS.get(name, name)}', text + (' (taken)' if name == taken else '')))

@@ -117,7 +117,7 @@ def first_poses(
             break
     if config.mapper == 'auto' and contest.doubtful(_AGREEING) and len(everyone) <= _REGROWN_VIEWS:
         found = _regrown(contest.best, pairs, views, config, progress)
-        contest.enter('grown again', found.state.poses, _figures(found))
+        contest.enter('grown again', found.state.poses if found.taken else contest.best, _figures(found))
     best, note = contest.best, contest.note()
     if config.mapper == 'auto' and contest.doubtful(_CLEAR) and len(everyone) <= _MANY:
         settled = settled_views(best, contest.most, pairs, views, config)

@@ -64,6 +64,7 @@ def test_the_page_says_which_start_was_taken_and_who_was_set_aside(made, tmp_pat
             'tried': {
                 'incremental': {'posed': 3, 'agreeing_share': 0.41},
                 'own': {'posed': 5, 'agreeing_share': 0.83},
+                'grown again': {'posed': 5, 'agreeing_share': 0.83, 'parts_grown_again': 8, 'parts_kept': 0},
             },
         },
         'focal': {'wanted_scale': 1.25, 'deviation': 0.01, 'contradicts': True},
@@ -72,6 +73,7 @@ def test_the_page_says_which_start_was_taken_and_who_was_set_aside(made, tmp_pat
     }
     rows = dict(sfm_rows(notes))
     assert rows['Start by own incremental mapper'].endswith('0.83 of the verified (taken)')
+    assert rows['Start by the best of these, parts of it grown again'].endswith('8 parts grown again, 0 kept')
     assert rows['Scale along the path'].startswith('+- 2.0 %')
     assert '6.7 % by common' in rows['Scale along the path']
     assert rows['Drift of the scale by odometry'] == '12.0 % between two places, from 30 steps: taken out'

@@ -271,6 +271,7 @@ def test_a_chain_of_many_views_may_leave_some_to_resection(world, monkeypatch, m
     monkeypatch.setattr(start, '_MANY', many)
     monkeypatch.setattr(start, '_LEFT_OUT', 0.3)
     monkeypatch.setattr(start, '_CLEAR', 0.4)
+    monkeypatch.setattr(start, '_AGREEING', 0.4)
     made = start.first_poses(world.views, world.pairs, StarPredictor(camera_path(COUNT)), CONFIG)
     assert list(made.note['tried']) == tried
     assert made.poses is poses
