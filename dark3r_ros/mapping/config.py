@@ -102,7 +102,7 @@ class MappingConfig(Config):
     step_seconds: float = setting(
         0.05,
         'Time between frames in which one piece of the work for a new keyframe is done, so that the camera is followed '
-        'meanwhile; 0 does all of it at once.',
+        'meanwhile; 0 does all of it at once, as `dark3r map` always does: a recording waits.',
         unit='s',
         minimum=0.0,
         maximum=10.0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from dark3r_ros.errors import Dark3rError, ReconstructionError
@@ -58,12 +59,15 @@ class MappingPipeline:
     """Initialisation, tracking, keyframes, sliding window, loss and recovery, submaps and loops.
 
     Deterministic and single-threaded. A frame that cannot be used is answered with an event, never with an
-    exception. `offline`: a recording, at the end of which there is time to match all of a small map again.
+    exception. `offline`: a recording, which waits: all work for a keyframe is done before the next frame, which may be
+    a wide step away, and at the end there is time to match all of a small map again.
     """
 
     def __init__(
         self, config: MappingConfig, predictor: Predictor, noise: NoiseModel | None = None, *, offline: bool = False
     ) -> None:
+        if offline:
+            config = replace(config, step_seconds=0.0)
         self._config, self._predictor, self._noise, self._offline = config, predictor, noise, offline
         self._memory = MemoryKeeper(config)
         self._odometry = odometry = odometry_track()

@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from drive import CONFIG, Route, World, along
-from recorded import SMALL, mapped, recorded
+from recorded import DARK, SMALL, mapped, recorded
 
 from dark3r_ros.geometry import se3
 from dark3r_ros.mapping.finishing import _graph, _groups, _in_place, match_again
+from dark3r_ros.mapping.pipeline import MappingPipeline
 from dark3r_ros.mapping.recording import HeldViews
+from dark3r_ros.matching.registry import make_predictor
 
 
 @pytest.fixture(scope='module')
@@ -93,3 +95,17 @@ def test_views_are_matched_with_those_that_share_most_and_groups_stay_apart():
 
     assert _groups([Pair(*pair) for pair in pairs], 7) == [[0, 1, 2], [3, 4, 5]]
     assert _groups([], 3) == []
+
+
+def test_a_recording_waits_until_a_keyframe_is_made():
+    # Steps of 0.6 s, played as if a tenth of a second lay between: the work for a keyframe takes longer than that.
+    wide = recorded(replace(DARK, scene='room', seconds=6.0, rate=1.6, snr_db=15.0))
+    fast = [(replace(frame, stamp_ns=number * 10**8), truth) for number, (frame, truth) in enumerate(wide, start=1)]
+    keyframes = {}
+    for offline in (False, True):
+        pipeline = MappingPipeline(replace(SMALL, step_seconds=0.05), make_predictor('classical'), offline=offline)
+        for frame, _ in fast:
+            pipeline.push(frame)
+            assert not (offline and pipeline._growth.busy)
+        keyframes[offline] = pipeline.status().keyframes
+    assert keyframes[True] > keyframes[False] >= 2
