@@ -46,10 +46,9 @@ _POSED = 0.9
 
 @dataclass(frozen=True, eq=False)
 class Regrown:
-    """A map, the share of all verified matches that agree with it, and how many parts were grown again and kept."""
+    """A map, how many parts of it were grown again, and how many of these were kept."""
 
     state: Refined
-    agreeing_share: float
     trials: int
     taken: int
 
@@ -121,7 +120,7 @@ def regrown(
             windows = _windows(best, shared)
         if tick is not None:
             tick()
-    return Regrown(best.state, best.share, trials, taken)
+    return Regrown(best.state, trials, taken)
 
 
 def _judged(

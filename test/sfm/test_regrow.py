@@ -76,8 +76,7 @@ def test_a_map_that_took_a_wrong_turn_is_put_right(world, truth):
     assert found.taken >= 1
     assert len(heard) == found.trials <= MOST_TRIALS
     assert centre_error(in_order(found.state.poses), truth) < 0.01
-    assert found.agreeing_share == pytest.approx(share(pairs, found.state.poses, views))
-    assert found.agreeing_share > 0.95 > share(pairs, wrong, views)
+    assert share(pairs, found.state.poses, views) > 0.95 > share(pairs, wrong, views)
 
 
 def test_a_right_map_stays_and_costs_few_trials(world, truth):
