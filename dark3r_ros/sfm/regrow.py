@@ -55,18 +55,12 @@ class Regrown:
 
 @dataclass(frozen=True, eq=False)
 class _Judged:
-    """A map and how it fares: matches that agree, their share by view (N,), and next neighbours in time."""
+    """A map and how it fares: share of all verified matches that agrees, the same by view (N,), and next neighbours."""
 
     state: Refined
-    support: int
-    total: int
+    share: float
     by_view: Array
     neighbours: NeighbourCheck | None
-
-    @property
-    def share(self) -> float:
-        """Share of all verified matches that agree."""
-        return self.support / max(self.total, 1)
 
     def betters(self, other: _Judged, ordered: bool) -> bool:
         """Whether it is the better map; where frames are known to be in order, its path has no further breaks."""
@@ -102,7 +96,7 @@ def regrown(
     shared = _shared_matches(pairs, len(views))
 
     def judged(state: Refined) -> _Judged:
-        return _judged(state, pairs, views, config, ordered)
+        return _judged(state, pairs, shared, views, config, ordered)
 
     best = judged(adjusted_map(tracks, dict(poses), views, config))
     trials = taken = failures = 0
@@ -124,19 +118,20 @@ def regrown(
 
 
 def _judged(
-    state: Refined, pairs: Sequence[VerifiedPair], views: Sequence[View], config: SfmConfig, ordered: bool
+    state: Refined,
+    pairs: Sequence[VerifiedPair],
+    shared: Array,
+    views: Sequence[View],
+    config: SfmConfig,
+    ordered: bool,
 ) -> _Judged:
-    agreed, total = np.zeros(len(views)), np.zeros(len(views))
-    support = 0
+    agreed = np.zeros_like(shared)
     for pair in pairs:
         good = agreeing(pair, state.poses, views, config.max_error)
-        support += good
-        for number in (pair.first, pair.second):
-            agreed[number] += good
-            total[number] += pair.support
+        agreed[pair.first, pair.second] = agreed[pair.second, pair.first] = good
+    by_view = agreed.sum(axis=1) / np.maximum(shared.sum(axis=1), 1.0)
     neighbours = check_neighbours(pairs, state, views, config, ordered)
-    every = sum(pair.support for pair in pairs)
-    return _Judged(state, support, every, agreed / np.maximum(total, 1.0), neighbours)
+    return _Judged(state, float(agreed.sum() / max(shared.sum(), 1.0)), by_view, neighbours)
 
 
 def _shared_matches(pairs: Sequence[VerifiedPair], count: int) -> Array:
@@ -162,8 +157,9 @@ def _windows(judged: _Judged, shared: Array) -> Iterator[Window]:
             centre = next((int(number) for number in worst_first if int(number) not in held[size]), None)
             if centre is None or size > len(posed) - _FEWEST:
                 continue
-            nearest = posed[np.argsort(-shared[centre, posed], kind='stable')]
-            window = frozenset([centre, *(int(number) for number in nearest if number != centre)][:size])
+            partners = posed[posed != centre]
+            nearest = partners[np.argsort(-shared[centre, partners], kind='stable')]
+            window = frozenset([centre, *nearest[: size - 1].tolist()])
             held[size] |= window
             found = True
             yield window
