@@ -37,6 +37,7 @@ COMMANDS = (
     'report',
     'bench',
     'distill',
+    'train_depth',
     'calibrate_noise',
     'weights',
     'export_engine',

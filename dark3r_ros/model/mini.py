@@ -13,15 +13,12 @@ once an image, the attention once a pair.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
@@ -29,12 +26,15 @@ from torch.nn.utils import fuse_conv_bn_eval
 from dark3r_ros.config import Config, from_mapping, setting, to_mapping
 from dark3r_ros.errors import ConfigError, DataError
 from dark3r_ros.model.cross_view import CrossView
+from dark3r_ros.model.half_file import fill_from_half, read_half_header, write_half
 
 HEADER_KEY = 'dark3r_mini'
 BUNDLED = Path(__file__).parent / 'weights_mini' / 'mini.safetensors'  # the student
 BUNDLED_TEACHER = BUNDLED.with_name('mini_teacher.safetensors')
 COARSE, FINE, SMALLEST = 8, 2, 32  # pixels per coarse and per fine descriptor; image sides are padded to SMALLEST
 _LARGEST_SCALE = 4.0  # logarithm of the sharpest factor of similarities
+
+N = TypeVar('N', bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -95,32 +95,37 @@ class PairOutput:
     seen: Tensor
 
 
-def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
+def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation, rectifier."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two convolutions beside an identity."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = _conv(channels, channels)
+        self.first = conv(channels, channels)
         self.second = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
         return functional.relu(x + self.norm(self.second(self.first(x))))
 
 
-class _Up(nn.Module):
+class Up(nn.Module):
     """Add what a coarser level knows to a finer one."""
 
     def __init__(self, coarse: int, fine: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(coarse, fine, 1, bias=False)
-        self.merge = _conv(fine, fine)
+        self.merge = conv(fine, fine)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """(B, C, H, W) and (B, F, 2H, 2W) to the latter's shape."""
         raised = functional.interpolate(self.project(coarse), scale_factor=2, mode='bilinear', align_corners=False)
         return self.merge(fine + raised)
 
@@ -131,21 +136,21 @@ class MiniNetwork(nn.Module):
     def __init__(self, config: MiniConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or MiniConfig()
-        self.stage2 = _conv(3, c.stem, 5, 2)
-        self.stage4 = nn.Sequential(_conv(c.stem, c.quarter, 3, 2), _Residual(c.quarter))
-        self.stage8 = nn.Sequential(_conv(c.quarter, c.eighth, 3, 2), _Residual(c.eighth), _Residual(c.eighth))
-        self.stage16 = nn.Sequential(_conv(c.eighth, c.sixteenth, 3, 2), _Residual(c.sixteenth), _Residual(c.sixteenth))
-        self.stage32 = nn.Sequential(_conv(c.sixteenth, c.thirtysecond, 3, 2), _Residual(c.thirtysecond))
-        self.deep16 = nn.Sequential(*(_Residual(c.sixteenth) for _ in range(c.deep_blocks)))
-        self.deep32 = nn.Sequential(*(_Residual(c.thirtysecond) for _ in range(c.deep_blocks)))
-        self.up16 = _Up(c.thirtysecond, c.sixteenth)
-        self.up8 = _Up(c.sixteenth, c.eighth)
-        self.up4 = _Up(c.eighth, c.quarter)
-        self.up2 = _Up(c.quarter, c.stem)
+        self.stage2 = conv(3, c.stem, 5, 2)
+        self.stage4 = nn.Sequential(conv(c.stem, c.quarter, 3, 2), Residual(c.quarter))
+        self.stage8 = nn.Sequential(conv(c.quarter, c.eighth, 3, 2), Residual(c.eighth), Residual(c.eighth))
+        self.stage16 = nn.Sequential(conv(c.eighth, c.sixteenth, 3, 2), Residual(c.sixteenth), Residual(c.sixteenth))
+        self.stage32 = nn.Sequential(conv(c.sixteenth, c.thirtysecond, 3, 2), Residual(c.thirtysecond))
+        self.deep16 = nn.Sequential(*(Residual(c.sixteenth) for _ in range(c.deep_blocks)))
+        self.deep32 = nn.Sequential(*(Residual(c.thirtysecond) for _ in range(c.deep_blocks)))
+        self.up16 = Up(c.thirtysecond, c.sixteenth)
+        self.up8 = Up(c.sixteenth, c.eighth)
+        self.up4 = Up(c.eighth, c.quarter)
+        self.up2 = Up(c.quarter, c.stem)
         self.coarse_head = nn.Conv2d(c.eighth, c.coarse_dim, 1)
-        self.fine_head = nn.Sequential(_conv(c.stem, c.fine_dim), nn.Conv2d(c.fine_dim, c.fine_dim + 1, 1))
+        self.fine_head = nn.Sequential(conv(c.stem, c.fine_dim), nn.Conv2d(c.fine_dim, c.fine_dim + 1, 1))
         self.cross_view = CrossView(c.sixteenth, c.pair_width, c.pair_heads, c.pair_layers) if c.pair_layers else None
-        self.pair_up8 = _Up(c.sixteenth, c.eighth) if c.pair_layers else None
+        self.pair_up8 = Up(c.sixteenth, c.eighth) if c.pair_layers else None
         self.pair_head = nn.Conv2d(c.eighth, c.coarse_dim + 1, 1) if c.pair_layers else None
         # Logarithms of the inverse temperatures of the two similarities.
         self.coarse_scale = nn.Parameter(torch.tensor(2.66))
@@ -203,7 +208,7 @@ def asinh(x: Tensor) -> Tensor:
     return (size + size * size / (1.0 + (1.0 + size * size).sqrt())).log1p().copysign(x)
 
 
-def fold_norms(network: MiniNetwork) -> MiniNetwork:
+def fold_norms(network: N) -> N:
     """Put every batch normalisation of a network that is not trained any more into the convolution before it."""
     for module in network.modules():
         if isinstance(module, nn.Sequential):
@@ -211,7 +216,7 @@ def fold_norms(network: MiniNetwork) -> MiniNetwork:
                 first, second = module[number], module[number + 1]
                 if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
                     module[number], module[number + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
-        elif isinstance(module, _Residual) and isinstance(module.norm, nn.BatchNorm2d):
+        elif isinstance(module, Residual) and isinstance(module.norm, nn.BatchNorm2d):
             module.second, module.norm = fuse_conv_bn_eval(module.second, module.norm), nn.Identity()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
@@ -234,26 +239,12 @@ def save_mini(path: Path, network: MiniNetwork, header: Mapping[str, Any]) -> No
 
     `header` holds at least commit, data and licence; the architecture is added.
     """
-    state = {
-        name: value.detach().cpu().to(torch.float16).contiguous() if value.is_floating_point() else value.cpu()
-        for name, value in network.state_dict().items()
-        if not name.endswith('num_batches_tracked')
-    }
-    content = {**header, 'architecture': {'name': 'mini', **to_mapping(network.config)}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path, metadata={HEADER_KEY: json.dumps(content, sort_keys=True)})
+    write_half(path, network, HEADER_KEY, {**header, 'architecture': {'name': 'mini', **to_mapping(network.config)}})
 
 
 def read_mini_header(path: Path) -> dict[str, Any]:
     """Header of a weight file of `mini`; DataError where it is not one."""
-    try:
-        with safe_open(path, framework='pt') as file:
-            text = (file.metadata() or {}).get(HEADER_KEY)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f'cannot read the weights {path}: {error}') from error
-    if text is None:
-        raise DataError(f'{path} holds no weights of `mini`: its header lacks {HEADER_KEY!r}')
-    return dict(json.loads(text))
+    return read_half_header(path, HEADER_KEY, '`mini`')
 
 
 def load_mini(path: Path = BUNDLED) -> tuple[MiniNetwork, str]:
@@ -266,14 +257,8 @@ def load_mini(path: Path = BUNDLED) -> tuple[MiniNetwork, str]:
     try:
         # Files that do not name these parts are older than they are.
         network = MiniNetwork(from_mapping(MiniConfig, {'deep_blocks': 0, 'pair_layers': 0, **architecture}))
-        with safe_open(path, framework='pt') as file:
-            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-    except (ConfigError, SafetensorError) as error:
+    except ConfigError as error:
         raise DataError(f'cannot use the weights {path}: {error}') from error
-    counters = {key for key in network.state_dict() if key.endswith('num_batches_tracked')}
-    wrong = (set(network.state_dict()) - counters) ^ set(state)
-    if wrong:
-        raise DataError(f'the weights {path} do not fit their architecture: {sorted(wrong)[0]}')
-    network.load_state_dict(state, strict=False)
+    fill_from_half(network, path)
     digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
     return network.eval().requires_grad_(False), digest

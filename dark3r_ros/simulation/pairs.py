@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random pairs of overlapping images with exact truth, many at a time: what networks are trained on."""
+"""Random pairs and groups of overlapping images with exact truth, many at a time: what networks are trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dark3r_ros.errors import ConfigError
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.simulation.build import LIGHTS, make_light
 from dark3r_ros.simulation.correspond import Flow, true_flow
-from dark3r_ros.simulation.interiors import INTERIOR_TEXTURES, room_scene
+from dark3r_ros.simulation.interiors import INTERIOR_TEXTURES, corridor_scene, room_scene
 from dark3r_ros.simulation.paths import look_along
 from dark3r_ros.simulation.render import Rendering, render
 from dark3r_ros.simulation.scene import Light, Scene, stack
@@ -35,7 +35,8 @@ PoseSampler = Callable[[np.random.Generator, int], Array]
 # Second pose far from a first one, but with much of the same in view.
 WideStep = Callable[[np.random.Generator, int, Array], Array]
 
-PAIR_SCENES = ('room', 'tunnel')
+PAIR_SCENES = ('room', 'tunnel', 'corridor')
+_CORRIDOR = 20.0  # m, length
 _PHOTO_SHARE = 0.6  # of the textures, where photographs are given
 
 
@@ -63,12 +64,26 @@ class PairBatch:
         return self.flow.visible.to(torch.float32).mean(dim=(1, 2))
 
 
+@dataclass(frozen=True, eq=False)
+class GroupBatch:
+    """B groups of N images each, group after group.
+
+    Attributes
+    ----------
+    images: radiance (B * N, 3, H, W), depth (B * N, H, W), normals. views: their poses and intrinsics.
+
+    """
+
+    images: Rendering
+    views: Views
+
+
 class PairSource:
-    """Random pairs out of `scenes` random scenes of one kind that share their textures.
+    """Random pairs and groups out of `scenes` random scenes of one kind that share their textures.
 
     Parameters
     ----------
-    kind: `room` or `tunnel`. scenes: how many different ones. seed: of scenes and pairs.
+    kind: `room`, `tunnel` or `corridor`. scenes: how many different ones. seed: of scenes and pairs.
     camera: of both images. device: where images are made; the random choices are made on the CPU and do not depend
         on it.
     wide: share of the pairs whose second camera goes round the scene (15 to 45 deg in a room, 0.5 to 1.6 m along a
@@ -96,8 +111,7 @@ class PairSource:
         self.camera = camera
         self.device = torch.device(device)
         self.wide = wide
-        make = _rooms if kind == 'room' else _tunnels
-        made, self._pose, self._wide_step = make(scenes, seed, photos)
+        made, self._pose, self._wide_step = _MAKERS[kind](scenes, seed, photos)
         lights = [_random_light(self._rng) for _ in made]
         self.scene = stack([replace(s, light=light) for s, light in zip(made, lights, strict=True)]).to(self.device)
 
@@ -112,6 +126,22 @@ class PairSource:
         b = Rendering(images.radiance[count:], images.depth[count:], images.normal[count:])
         views_a, views_b = views[:count], views[count:]
         return PairBatch(a, b, views_a, views_b, true_flow(a.depth, views_a, b.depth, views_b))
+
+    def groups(self, count: int, size: int, drives: float = 0.4) -> GroupBatch:
+        """Make `count` groups of `size` images; a share of them are drives, the others lie around their first.
+
+        In a drive each step is like the one before, along the line of sight give or take some degrees.
+        """
+        which = self._rng.integers(len(self.scene), size=count)
+        poses = [self._group(int(scene), size, self._rng.random() < drives) for scene in which]
+        views = views_of(self.camera, np.concatenate(poses), np.repeat(which, size), self.device)
+        return GroupBatch(render(self.scene, views), views)
+
+    def _group(self, scene: int, size: int, drive: bool) -> Array:
+        first = self._pose(self._rng, scene)
+        if not drive:
+            return np.stack([first, *(self._second(scene, first) for _ in range(size - 1))])
+        return _drive(self._rng, first, size)
 
     def _second(self, scene: int, first: Array) -> Array:
         if self.wide and self._rng.random() < self.wide:
@@ -132,10 +162,24 @@ def _random_light(rng: np.random.Generator) -> Light:
 
 def _second(rng: np.random.Generator, pose: Array) -> Array:
     """Pose within 0.05 to 0.5 m of the first, turned by a few degrees."""
-    result = pose.copy()
     step = rng.normal(size=3) * (1.0, 0.5, 1.0)
-    result[:3, 3] += pose[:3, :3] @ (step / np.linalg.norm(step) * rng.uniform(0.05, 0.5))
-    turn = np.radians(8.0) * rng.normal(size=3) * (0.6, 1.0, 0.6)
+    step *= rng.uniform(0.05, 0.5) / np.linalg.norm(step)
+    return _moved(pose, step, np.radians(8.0) * rng.normal(size=3) * (0.6, 1.0, 0.6))
+
+
+def _drive(rng: np.random.Generator, first: Array, size: int) -> Array:
+    """Poses (size, 4, 4) with steps of 0.08 to 0.5 m, forwards or backwards."""
+    step = rng.uniform(0.08, 0.5) * np.array([rng.normal(0.0, 0.2), rng.normal(0.0, 0.1), rng.choice([-1.0, 1.0])])
+    poses = [first]
+    for _ in range(size - 1):
+        poses.append(_moved(poses[-1], step + 0.03 * rng.normal(size=3), np.radians(2.0) * rng.normal(size=3)))
+    return np.stack(poses)
+
+
+def _moved(pose: Array, step: Array, turn: Array) -> Array:
+    """Pose after a step (3,) and a turn (3,), axis times angle, both in the camera's axes."""
+    result = pose.copy()
+    result[:3, 3] += pose[:3, :3] @ step
     angle = float(np.linalg.norm(turn))
     k = np.array([[0.0, -turn[2], turn[1]], [turn[2], 0.0, -turn[0]], [-turn[1], turn[0], 0.0]]) / max(angle, 1e-12)
     result[:3, :3] = pose[:3, :3] @ (np.eye(3) + np.sin(angle) * k + (1.0 - np.cos(angle)) * k @ k)
@@ -203,6 +247,34 @@ def _tunnels(count: int, seed: int, photos: Photos) -> tuple[Sequence[Scene], Po
         return _looking(rng, eye, first[:3, 3] + rng.uniform(3.0, 5.0) * first[:3, 2])
 
     return made, pose, wide
+
+
+def _corridors(count: int, seed: int, photos: Photos) -> tuple[Sequence[Scene], PoseSampler, WideStep]:
+    bank = _bank(INTERIOR_TEXTURES, seed, photos)
+    rng = np.random.default_rng([seed, 34])
+    sizes = rng.uniform((1.8, 2.2), (4.5, 3.6), (count, 2))
+    free = np.column_stack([np.linspace(-1.0, _CORRIDOR - 2.0, 60), np.zeros(60), np.full(60, 0.9)])
+    made = [
+        corridor_scene(seed * 7919 + k, _CORRIDOR, bank=bank, width=width, height=height, keep_free=free)
+        for k, (width, height) in enumerate(sizes.tolist())
+    ]
+
+    def place(rng: np.random.Generator, scene: int, along: float) -> Array:
+        return np.array([along, rng.uniform(-0.125, 0.125) * sizes[scene][0], rng.uniform(0.5, 1.5)])
+
+    def pose(rng: np.random.Generator, scene: int) -> Array:
+        eye = place(rng, scene, rng.uniform(0.0, _CORRIDOR - 6.0))
+        forward = np.array([rng.choice([-1.0, 1.0], p=[0.4, 0.6]), 0.0, 0.0])
+        return _looking(rng, eye, eye + forward + 0.3 * rng.normal(size=3) * (1.0, 1.0, 0.5))
+
+    def wide(rng: np.random.Generator, scene: int, first: Array) -> Array:
+        along = first[0, 3] + rng.choice([-1.0, 1.0]) * rng.uniform(0.4, 1.5)
+        return _looking(rng, place(rng, scene, along), first[:3, 3] + rng.uniform(3.0, 5.0) * first[:3, 2])
+
+    return made, pose, wide
+
+
+_MAKERS = {'room': _rooms, 'tunnel': _tunnels, 'corridor': _corridors}
 
 
 def _looking(rng: np.random.Generator, eye: Array, target: Array) -> Array:

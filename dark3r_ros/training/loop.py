@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,16 +26,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dark3r_ros.config import Config, setting, to_mapping
 from dark3r_ros.errors import ConfigError, DataError, OutputError
-from dark3r_ros.training.batch import TrainingPairs
 from dark3r_ros.training.parallel import Group
 from dark3r_ros.training.record import Record
 
 CHECKPOINT = 'checkpoint.pt'
 _MOST_LEFT_OUT = 50  # steps in a row without a usable gradient
 
+B = TypeVar('B')
 
-class Task(Protocol):
-    """What is trained, on what, by which losses."""
+
+class Task(Protocol[B]):
+    """What is trained, on what batches, by which losses."""
 
     @property
     def network(self) -> nn.Module:
@@ -45,10 +46,10 @@ class Task(Protocol):
     def device(self) -> torch.device:
         """Where."""
 
-    def make(self, number: int, count: int) -> TrainingPairs:
-        """Training pairs of a part of a step."""
+    def make(self, number: int, count: int) -> B:
+        """Training pairs, or what else is learnt from, of a part of a step."""
 
-    def losses(self, pairs: TrainingPairs, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: B, generator: torch.Generator, /) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss to minimise and figures for the log."""
 
 
@@ -105,7 +106,7 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
         raise OutputError(f'cannot write the checkpoint {path}: {error.strerror}') from error
 
 
-class Trainer:
+class Trainer(Generic[B]):
     """Trains a network in a folder that holds checkpoint and log.
 
     Parameters
@@ -118,7 +119,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
+        task: Task[B],
         config: LoopConfig,
         folder: Path,
         observer: Observer | None = None,
@@ -309,12 +310,12 @@ class Trainer:
         for part in own:
             began = time.monotonic()
             number = self.step * self.parts + part
-            pairs = self.task.make(number, config.batch // self.parts)
+            batch = self.task.make(number, config.batch // self.parts)
             data_s += time.monotonic() - began
             generator = torch.Generator(device=device).manual_seed(config.seed * 1_000_003 + number)
             for name, value in self._statistics.items():
                 value.copy_(before[name])
-            total, figures = self.task.losses(pairs, generator)
+            total, figures = self.task.losses(batch, generator)
             (total / len(own)).backward()
             for name, value in {'total': total, **figures}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float() / len(own)

@@ -2,13 +2,11 @@
 """Pairs of rendered rooms and tunnels: a pool of clean renderings, slowly renewed, from which crops are drawn.
 
 Rendering a view costs as much as training on it; a crop with fresh noise, light and colours costs next to nothing.
-Each rendered chunk therefore serves for `chunks * refresh` batches. Chunk k depends on the seed and k alone, and batch
-n draws from the chunks that belong to n, so that a training that was stopped finds the same pool again.
+Each rendered chunk therefore serves for `chunks * refresh` batches (`training/chunks.py`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,33 +14,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dark3r_ros.config import Config, setting
-from dark3r_ros.errors import ConfigError, OutputError
+from dark3r_ros.config import setting
+from dark3r_ros.errors import ConfigError
 from dark3r_ros.geometry.camera import Camera
 from dark3r_ros.simulation.pairs import PairSource
 from dark3r_ros.training.batch import DepthTruth, TrainingPairs
+from dark3r_ros.training.chunks import ChunkPool, RefreshConfig
 from dark3r_ros.training.exposure import ExposureConfig, expose
 from dark3r_ros.training.light import random_gains, random_light, unit_mean, view_grid
 from dark3r_ros.training.optics import through_lens
 
-_PARTS = ('light_a', 'light_b', 'inverse_depth', 'visible', 'b_from_a', 'focal')
-
 
 @dataclass(frozen=True)
-class PoolConfig(Config):
+class PoolConfig(RefreshConfig):
     """What is rendered, and how often."""
 
     rooms: float = setting(0.65, 'Share of chunks that are rooms, the others tunnels.', minimum=0.0, maximum=1.0)
     wide: float = setting(0.4, 'Share of pairs with a wide step between the cameras.', minimum=0.0, maximum=1.0)
     scenes: int = setting(4, 'Different scenes in a chunk.', minimum=1, maximum=64)
     pairs: int = setting(32, 'Pairs rendered for a chunk.', minimum=1, maximum=4096)
-    chunks: int = setting(12, 'Chunks that are drawn from at a time.', minimum=1)
-    first_chunks: int = setting(4, 'Chunks that are rendered before the first batch.', minimum=1)
-    refresh: int = setting(80, 'Batches after which the oldest chunk is replaced.', minimum=1)
     margin: float = setting(1.3, 'Size of a rendering over that of a crop.', minimum=1.0, maximum=4.0)
     least_overlap: float = setting(0.12, 'Pairs with less of a in view of b are left out.', minimum=0.0, maximum=0.9)
     defocus: float = setting(0.0, 'Share of pairs with a lens out of focus in places.', minimum=0.0, maximum=1.0)
@@ -101,14 +93,20 @@ class RenderedPairs:
         self.config = config or PoolConfig()
         self.exposure = exposure or ExposureConfig()
         self.device = torch.device(device)
-        self.photos, self.cache = photos, cache
-        self._chunks: dict[int, Chunk] = {}
+        self._pool = ChunkPool(
+            Chunk,
+            lambda k: render_chunk(width, height, self.config, (seed, k), self.device, photos),
+            self.config,
+            self.device,
+            cache,
+            f'chunk_{width}x{height}_{seed}',
+        )
 
     def make(self, number: int, count: int) -> TrainingPairs:
         """Make batch `number` of `count` pairs."""
         rng = np.random.default_rng([self.seed, number, 77])
         generator = torch.Generator(device=self.device).manual_seed(int(rng.integers(2**62)))
-        chunks = self._pool(number)
+        chunks = self._pool.of(number)
         places = rng.choice(sum(len(chunk) for chunk in chunks), size=count)
         crops = [self._crop(rng, chunk, row) for chunk, row in _located(chunks, places)]
         light_a, light_b, inverse, visible, b_from_a, intrinsics_a, intrinsics_b = (
@@ -123,51 +121,6 @@ class RenderedPairs:
         noisy, snr = expose(views, rng, generator, self.exposure)
         truth = DepthTruth(inverse, visible, b_from_a, intrinsics_a, intrinsics_b)
         return TrainingPairs(views[0], views[1], noisy[0], noisy[1], snr, truth)
-
-    def _pool(self, number: int) -> list[Chunk]:
-        """The chunks of a batch; those that no later batch needs are given up."""
-        config = self.config
-        newest = min(config.first_chunks, config.chunks) - 1 + number // config.refresh
-        oldest = max(0, newest - config.chunks + 1)
-        for old in [known for known in self._chunks if not oldest <= known <= newest]:
-            del self._chunks[old]
-            if self.cache is not None and old < oldest:
-                self._file(old).unlink(missing_ok=True)
-        return [self._chunk(k) for k in range(oldest, newest + 1)]
-
-    def _chunk(self, k: int) -> Chunk:
-        if k not in self._chunks:
-            known = self._read(k)
-            if known is None:
-                known = render_chunk(self.width, self.height, self.config, (self.seed, k), self.device, self.photos)
-                self._write(k, known)
-            self._chunks[k] = known
-        return self._chunks[k]
-
-    def _file(self, k: int) -> Path:
-        assert self.cache is not None
-        return self.cache / f'chunk_{self.width}x{self.height}_{self.seed}_{k:06d}.safetensors'
-
-    def _read(self, k: int) -> Chunk | None:
-        if self.cache is None or not self._file(k).exists():
-            return None
-        try:
-            return Chunk(**load_file(self._file(k), device=str(self.device)))
-        except (OSError, SafetensorError, TypeError):
-            return None  # damaged: rendered again
-
-    def _write(self, k: int, chunk: Chunk) -> None:
-        if self.cache is None:
-            return
-        path = self._file(k)
-        temporary = path.with_suffix(f'.{os.getpid()}')
-        try:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            save_file({name: getattr(chunk, name).contiguous() for name in _PARTS}, temporary)
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            raise OutputError(f'cannot keep rendered pairs in {self.cache}: {error}') from error
 
     def _crop(self, rng: np.random.Generator, chunk: Chunk, row: int) -> tuple[Tensor, ...]:
         """One crop: light of a and b, inverse depth, visible, b_from_a, intrinsics of a and b."""
